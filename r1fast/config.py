@@ -1,0 +1,331 @@
+"""Every option of a run: frozen, keyword-only dataclasses, one line of metadata a field.
+
+The defaults are R1's published numbers where one exists (`source` says where), so a recipe states what it changes.
+`Config.for_stage` gives a stage its own view; `options.py` reads recipes and the command line into a `Config`.
+"""
+
+# ruff: noqa: RUF009 -- `option` returns a dataclass field
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from r1fast.schedule import IntSchedule, Schedule, at
+
+if TYPE_CHECKING:
+    from r1fast.kernels.grpo_loss import PolicyLoss
+
+RewardWeights = Mapping[str, Mapping[str, Schedule]]  # prompt kind -> reward name -> weight
+GymTasks = Mapping[str, Mapping[str, Any]]  # reasoning-gym task -> its arguments
+StageOverrides = Mapping[str, Mapping[str, Any]]  # stage -> key or section -> value
+
+# Sources of the published numbers.
+PAPER = "R1"  # the DeepSeek-R1 paper, its supplement included
+MATH = "DeepSeekMath"
+
+# Stage -> the section that its flat keys belong to, in the order in which R1 runs them.
+STAGES: Mapping[str, str] = {
+    "base": "model",
+    "r1_zero": "rl",
+    "cold_start": "cold_start",
+    "sft_1": "sft",
+    "rl_1": "rl",
+    "rejection": "rejection",
+    "sft_2": "sft",
+    "reward_models": "reward_model",
+    "rl_2": "rl",
+    "distill": "sft",
+    "student_rl": "rl",
+    "evaluation": "evaluation",
+}
+RL_STAGES = tuple(stage for stage, section in STAGES.items() if section == "rl")
+EMBEDDED_MODELS = ("tiny-teacher", "tiny-student")
+
+
+class ConfigError(ValueError):
+    """Bad input: the message gives the value, the constraint and the fix."""
+
+
+def option(default: Any, help: str, *, unit: str = "", need: str = "", source: str = "") -> Any:
+    """A field with what `--help` prints; `need` is a constraint like `> 0 <= 1`, checked for every schedule value."""
+    metadata = {"help": help, "unit": unit, "need": need, "source": source}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """[run]: where, on what and how talkative."""
+
+    name: str = option("", "name of the run; empty: the recipe's")
+    dir: str = option("", "run directory; empty: runs/NAME")
+    seed: int = option(0, "seed of sampling, shuffling and initialisation", need=">= 0")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda where there is a GPU")
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "compute dtype (masters are always float32); auto: bfloat16 on cuda, float32 on cpu"
+    )
+    threads: int = option(0, "CPU threads of a process; 0: torch's choice", unit="threads", need=">= 0")
+    samples_per_step: int = option(4, "samples written to samples.jsonl", unit="samples/step", need=">= 0")
+    log_every_steps: int = option(1, "a console line every so many steps", unit="steps", need=">= 1")
+    save_every_steps: int = option(
+        10, "state for resume every so many steps; 0: on SIGTERM and at stage ends only", unit="steps", need=">= 0"
+    )
+    tensorboard: bool = option(True, "write TensorBoard events")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """[model]: the base model, the student, and how a prompt is written for them."""
+
+    path: str = option("tiny-teacher", "base model: tiny-teacher (embedded), a directory or a hub id")
+    student: str = option("tiny-student", "base of distill and student_rl: tiny-student, a directory or a hub id")
+    gguf_file: str = option("", "file name of a GGUF inside model.path; empty: safetensors")
+    template: Literal["r1_zero", "chat", "none"] = option(
+        "r1_zero", "r1_zero: think/answer tags; chat: the tokenizer's; none: as is", source=PAPER
+    )
+    trust_remote_code: bool = option(False, "run Python code that comes with the model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """[data]: prompts for training, `dev` (hyper-parameters) and held-out (closing evaluation), disjoint."""
+
+    source: Literal["tiny", "jsonl", "gym"] = option(
+        "tiny", 'tiny: embedded world; jsonl: {"prompt", "answer"} lines; gym: reasoning-gym'
+    )
+    file: str = option("", "jsonl: training prompts")
+    dev_file: str = option("", "jsonl: dev prompts; empty: num_dev split off data.file")
+    held_out_file: str = option("", "jsonl: held-out prompts; empty: num_held_out split off data.file")
+    gym_tasks: GymTasks = option({}, "gym: [data.gym_tasks.TASK] with the arguments of the task")
+    num_train: int = option(0, "training prompts; 0: all", unit="prompts", need=">= 0")
+    num_dev: int = option(256, "dev prompts", unit="prompts", need=">= 1")
+    num_held_out: int = option(512, "held-out prompts", unit="prompts", need=">= 1")
+    seed: int = option(0, "seed of generation and splits, apart from run.seed", need=">= 0")
+    language: str = option("auto", "language of prompts that name none: a code like en, or auto to detect")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """[pipeline]: which stages run."""
+
+    stages: tuple[str, ...] = option(tuple(STAGES), "stages, in order")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLConfig:
+    """[rl]: a GRPO stage. A step is one optimizer step; a rollout serves `updates_per_rollout` steps."""
+
+    steps: int = option(10_400, "optimizer steps", unit="steps", need=">= 1", source=f"{PAPER}: R1-Zero")
+    prompts_per_step: IntSchedule = option(
+        32, "reasoning prompts of one optimizer step", unit="prompts/step", need=">= 0", source=f"{PAPER}: 512 / 16"
+    )
+    general_prompts_per_step: IntSchedule = option(
+        0, "general prompts of one optimizer step, beside the reasoning ones", unit="prompts/step", need=">= 0"
+    )
+    group_size: int = option(16, "samples of a prompt, G", unit="samples/prompt", need=">= 1", source=PAPER)
+    updates_per_rollout: int = option(
+        16, "optimizer steps fed by one rollout; 1: on-policy", unit="steps", need=">= 1", source=f"{PAPER}: 8192 / 512"
+    )
+    temperature: Schedule = option(1.0, "rollout temperature", need="> 0", source=f"{PAPER}: 1; RL 2 0.7")
+    top_p: Schedule = option(1.0, "rollout nucleus mass; 1: off", need="> 0 <= 1", source="not stated")
+    max_tokens: IntSchedule = option(
+        ((0, 32_768), (8_200, 65_536)), "completion limit", unit="tokens", need=">= 1", source=f"{PAPER}: R1-Zero"
+    )
+    lr: Schedule = option(3e-6, "learning rate", need=">= 0", source=f"{PAPER}: R1-Zero")
+    warmup_steps: int = option(0, "linear warm-up of lr", unit="steps", need=">= 0", source="not stated")
+    baseline: Literal["mean", "leave_one_out", "none"] = option(
+        "mean", "subtracted from a group's rewards", source=f"{MATH}: mean"
+    )
+    advantage_scale: Literal["group_std", "batch_std", "none"] = option(
+        "group_std", "divides the advantage", source=f"{MATH}: group_std"
+    )
+    reference_refresh_steps: int = option(
+        400, "reference := policy every so many steps; 0: never", unit="steps", need=">= 0", source=f"{PAPER}: R1-Zero"
+    )
+    zero_variance: Literal["keep", "refill"] = option("keep", "groups of equal rewards: keep, or draw new prompts")
+    dev_every_steps: int = option(100, "dev evaluation every so many steps; 0: never", unit="steps", need=">= 0")
+    dev_problems: int = option(128, "problems of a dev evaluation", unit="prompts", need=">= 1")
+    rollout_rows: int = option(256, "most rows of one decode batch; a multiple of 16", unit="rows", need=">= 16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """[loss]: the fields of `kernels.grpo_loss.PolicyLoss`, each number a schedule; 0 turns an optional one off."""
+
+    objective: Literal["clip", "cispo", "reinforce", "nll"] = option("clip", "policy objective", source=MATH)
+    level: Literal["token", "sequence", "sequence_sum"] = option(
+        "token", "ratio per token, exp of the mean (GSPO), or exp of the sum as R1 prints it", source=MATH
+    )
+    clip_low: Schedule = option(0.2, "ratio >= 1 - clip_low", need=">= 0", source=f"not stated; {PAPER}: RL 1 10")
+    clip_high: Schedule = option(0.2, "ratio <= 1 + clip_high", need=">= 0", source=f"not stated; {PAPER}: RL 1 10")
+    dual_clip: Schedule = option(0.0, "bound of ratio x |advantage| where it is negative; > 1, or 0: off", need=">= 0")
+    delta: Schedule = option(0.0, "two-sided clip, upper bound of the ratio; > 1 + clip_high, or 0: off", need=">= 0")
+    kl: Literal["none", "k2", "k3", "weighted_k3"] = option("k3", "KL estimator against the reference", source=MATH)
+    kl_coef: Schedule = option(0.001, "weight of the KL inside the loss", need=">= 0", source=f"{PAPER}: R1-Zero")
+    correction: Literal["none", "truncate", "mask"] = option("none", "train/rollout mismatch: TIS or IcePop")
+    correction_level: Literal["token", "sequence"] = option("token", "level of the correction weight")
+    correction_cap: Schedule = option(2.0, "cap of the correction weight", need="> 0")
+    entropy_coef: Schedule = option(0.0, "weight of the entropy bonus", need=">= 0")
+    aggregate: Literal["sequence_mean", "token_mean", "constant"] = option(
+        "sequence_mean", "GRPO, DAPO or Dr. GRPO", source=f"{MATH}: sequence_mean"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """[sft]: supervised stages, SFT 1, SFT 2 and distillation."""
+
+    steps: int = option(0, "optimizer steps; 0: as epochs says", unit="steps", need=">= 0")
+    epochs: float = option(
+        2.0, "passes over the data, where steps is 0", unit="epochs", need="> 0", source=f"{PAPER}: 2-3"
+    )
+    batch_size: int = option(
+        128, "sequences of one step", unit="sequences", need=">= 1", source=f"{PAPER}: 128 (?), distill 64"
+    )
+    lr: Schedule = option(5e-5, "learning rate at the start of the cosine", need=">= 0", source=f"{PAPER}: (?)")
+    lr_final: Schedule = option(5e-6, "learning rate at its end", need=">= 0", source=f"{PAPER}: (?); distill lr / 10")
+    warmup_steps: int = option(0, "linear warm-up of lr", unit="steps", need=">= 0", source="not stated")
+    general_share: float = option(0.0, "non-reasoning share of what is drawn, beside the stage's data", need=">= 0 < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """[optimizer]: AdamW with float32 masters, and the micro-batch."""
+
+    beta1: float = option(0.9, "AdamW beta1", need=">= 0 < 1", source="not stated")
+    beta2: float = option(0.95, "AdamW beta2", need=">= 0 < 1", source="not stated")
+    eps: float = option(1e-8, "AdamW epsilon", need="> 0", source="not stated")
+    weight_decay: Schedule = option(0.0, "decoupled weight decay", need=">= 0", source="not stated")
+    max_grad_norm: Schedule = option(1.0, "gradient clipping by global norm; 0: off", need=">= 0", source="not stated")
+    micro_batch_tokens: int = option(
+        16_384, "token budget of a micro-batch; a longer sequence goes alone", unit="tokens", need=">= 1"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColdStartConfig:
+    """[cold_start]: samples of R1-Zero, kept when correct and readable, rewritten into the readable pattern."""
+
+    prompts: int = option(4096, "prompts sampled", unit="prompts", need=">= 1", source=f'{PAPER}: "thousands"')
+    samples_per_prompt: int = option(4, "samples of a prompt", unit="samples/prompt", need=">= 1", source="not stated")
+    temperature: float = option(1.0, "sampling temperature", need="> 0", source=PAPER)
+    max_tokens: int = option(32_768, "completion limit", unit="tokens", need=">= 1", source=PAPER)
+    max_per_prompt: int = option(1, "kept samples of a prompt, at most", unit="samples", need=">= 1")
+    max_kept: int = option(8192, "kept samples, at most", unit="samples", need=">= 1")
+    min_language: float = option(0.0, "least share of the question's language in a chain", need=">= 0 <= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectionConfig:
+    """[rejection]: samples of RL 1 behind R1's filters, plus non-reasoning data, for SFT 2 and distillation."""
+
+    prompts: int = option(150_000, "prompts sampled", unit="prompts", need=">= 1", source="not stated")
+    samples_per_prompt: int = option(
+        8, "samples of a prompt", unit="samples/prompt", need=">= 1", source='R1: "multiple"'
+    )
+    temperature: float = option(1.0, "sampling temperature", need="> 0", source="not stated")
+    max_tokens: int = option(32_768, "completion limit", unit="tokens", need=">= 1", source=PAPER)
+    max_per_prompt: int = option(
+        4, "kept samples of a prompt, at most", unit="samples", need=">= 1", source="not stated"
+    )
+    min_language: float = option(0.999, "least share of the question's language in a chain", need=">= 0 <= 1")
+    max_paragraph_tokens: int = option(
+        2048,
+        "longest paragraph of a chain; 0: any",
+        unit="tokens",
+        need=">= 0",
+        source=f"{PAPER} drops long paragraphs",
+    )
+    drop_code_blocks: bool = option(True, "drop chains with code blocks", source=PAPER)
+    general_share: float = option(
+        0.25, "non-reasoning share of the set that it writes", need=">= 0 < 1", source=f"{PAPER}: 200k of 800k"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelConfig:
+    """[reward_model]: helpful (pairwise, summary only) and safe (pointwise, whole response)."""
+
+    steps: int = option(
+        0, "optimizer steps of each model; 0: one epoch", unit="steps", need=">= 0", source=f"{PAPER}: 1 epoch"
+    )
+    batch_size: int = option(256, "pairs, or single responses, of a step", unit="pairs", need=">= 1", source=PAPER)
+    lr: Schedule = option(6e-6, "learning rate", need=">= 0", source=PAPER)
+    pairs: int = option(66_000, "training pairs", unit="pairs", need=">= 1", source=f"{PAPER}: 66k; safety 106k")
+    held_out_pairs: int = option(1024, "pairs that measure accuracy", unit="pairs", need=">= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """[evaluation]: the closing evaluation on held-out problems; dev evaluations use its temperature and top_p."""
+
+    temperature: float = option(0.6, "sampling temperature", need="> 0", source=PAPER)
+    top_p: float = option(0.95, "nucleus mass", need="> 0 <= 1", source=PAPER)
+    samples_per_problem: int = option(
+        8,
+        "k of pass@1 and cons@k",
+        unit="samples/prompt",
+        need=">= 1",
+        source=f"{PAPER}: 64 AIME, 16 MATH, 8 LiveCodeBench",
+    )
+    max_tokens: int = option(32_768, "completion limit", unit="tokens", need=">= 1", source=PAPER)
+    high_temperature: float = option(1.0, "temperature of the second reading", need="> 0")
+    high_temperature_samples: int = option(4, "its samples of a problem; 0: none", unit="samples/prompt", need=">= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run. Sections are tables of the recipe."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    rewards: RewardWeights = option({}, "[rewards.KIND] NAME = weight (a schedule): rewards of prompts of that kind")
+    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
+    rejection: RejectionConfig = field(default_factory=RejectionConfig)
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    stages: StageOverrides = option({}, "[stages.STAGE] KEY = value: what one stage changes")
+
+    def for_stage(self, name: str) -> Config:
+        """The configuration as stage `name` sees it: [stages.NAME] merged in.
+
+        Flat keys go to the stage's main section (`STAGES`), tables to the section of their name.
+
+        Raises:
+            ConfigError: no such stage.
+        """
+        if name not in STAGES:
+            raise ConfigError(f"stage {name!r} does not exist; the stages are {', '.join(STAGES)}")
+        changes: dict[str, dict[str, Any]] = {}
+        for key, value in self.stages.get(name, {}).items():
+            if key in SECTIONS and isinstance(value, Mapping):
+                changes.setdefault(key, {}).update(value)
+            else:
+                changes.setdefault(STAGES[name], {})[key] = value
+        rewards = {kind: {**self.rewards.get(kind, {}), **own} for kind, own in changes.pop("rewards", {}).items()}
+        sections = {section: replace(getattr(self, section), **keys) for section, keys in changes.items()}
+        return replace(self, rewards={**self.rewards, **rewards}, **sections)
+
+    def policy_loss(self, step: int) -> PolicyLoss:
+        """The loss options in force at `step`; numbers that 0 turns off become None."""
+        from r1fast.kernels.grpo_loss import PolicyLoss  # torch and Triton load only where a loss is needed
+
+        options: dict[str, Any] = {}
+        for option_field in fields(self.loss):
+            value = getattr(self.loss, option_field.name)
+            options[option_field.name] = value if isinstance(value, str) else at(value, step)
+        for name in ("dual_clip", "delta"):
+            options[name] = options[name] or None
+        return PolicyLoss(**options)
+
+
+SECTIONS = tuple(section.name for section in fields(Config) if section.name != "stages")
