@@ -1,0 +1,220 @@
+"""Rollouts in, scored rollouts out: rewards weighted per prompt kind, every failure typed, counted and bounded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from r1fast.records import Prompt, Rollout, ScoredRollout
+from r1fast.rewards import REWARDS
+from r1fast.rewards.score import ERRORS, Check, Score
+from r1fast.rewards.verifiers import VerifierPool
+from r1fast.schedule import Schedule, at
+
+# One value per rollout, unweighted: a reward model, or anything else that wants whole batches.
+ModelReward = Callable[[Sequence[Rollout]], Sequence[float]]
+
+# The rewards that judge an answer; the self-test requires 1 of them for the gold answer.
+_JUDGES = ("accuracy", "gym")
+_MIN_SCORES_TO_ABORT = 64
+
+
+class Scorer:
+    """Scores rollouts with the rewards that `weights` gives their prompt's kind.
+
+    weights: kind -> reward name -> weight (a number or a schedule over the stage's steps). A rule reward of weight 0
+    is computed and reported in `parts` (a metric); a model reward is skipped while its weight is 0.
+    model_rewards: name -> function of a list of rollouts; its names may be used in `weights` like those of `REWARDS`.
+    num_workers, timeout_s: verifier processes, started only when an answer needs one, and the wall clock of a check.
+    max_error_share: above this share of verifier failures (timeout, crash) among a reward's recent scores `score`
+    raises RuntimeError with examples. One hostile answer must not stop a run, a broken verifier must.
+
+    Raises ValueError for an unknown reward name.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Mapping[str, Schedule]],
+        *,
+        model_rewards: Mapping[str, ModelReward] | None = None,
+        num_workers: int = 2,
+        timeout_s: float = 5.0,
+        max_error_share: float = 0.1,
+    ) -> None:
+        self._weights = {kind: dict(table) for kind, table in weights.items()}
+        self._model_rewards = dict(model_rewards or {})
+        self._max_error_share = max_error_share
+        self._pool = VerifierPool(num_workers=num_workers, timeout_s=timeout_s)
+        self._tallies: dict[str, _Tally] = {}
+        known = {*REWARDS, *self._model_rewards}
+        for kind, table in self._weights.items():
+            for name in table:
+                if name not in known:
+                    raise ValueError(f"[rewards.{kind}] {name}: unknown reward; known are {', '.join(sorted(known))}")
+
+    def score(self, rollouts: Sequence[Rollout], step: int = 0) -> list[ScoredRollout]:
+        """Score rollouts with the weights in force at `step` (of the stage); order is kept.
+
+        `reward` is the weighted sum of `parts`. `outcome` is that of the first reward in the kind's table, unless a
+        verifier failed: then `timeout` or `crash`.
+        """
+        parts: list[dict[str, Score]] = [{} for _ in rollouts]
+        checks: list[tuple[int, str, Check]] = []
+        batches: dict[str, list[int]] = {}
+        for place, rollout in enumerate(rollouts):
+            for name, weight in self._table(rollout.prompt).items():
+                if name in self._model_rewards:
+                    if at(weight, step) != 0.0:
+                        batches.setdefault(name, []).append(place)
+                    continue
+                score = REWARDS[name](rollout.prompt, rollout)
+                if isinstance(score, Check):
+                    checks.append((place, name, score))
+                    score = Score(0.0, "crash")
+                parts[place][name] = score  # also for a check, so that the table's order is kept
+        if checks:
+            # strict and lenient accuracy often ask the same question
+            unique = list(dict.fromkeys(check for _, _, check in checks))
+            answers = dict(zip(unique, self._pool.run(unique), strict=True))
+            for place, name, check in checks:
+                parts[place][name] = answers[check]
+        for name, places in batches.items():
+            values = self._model_rewards[name]([rollouts[place] for place in places])
+            for place, value in zip(places, values, strict=True):
+                parts[place][name] = Score(float(value), "ok")
+        self._count(rollouts, parts)
+        return [self._combine(rollout, scores, step) for rollout, scores in zip(rollouts, parts, strict=True)]
+
+    def check_gold(self, prompts: Sequence[Prompt]) -> None:
+        """Score every gold answer in both structures; call it before step 1.
+
+        Raises ValueError naming the first prompts whose own answer does not score 1: a verifier that cannot read the
+        data, or data without answers, would otherwise train on zeros.
+        """
+        golds = [
+            (prompt, text)
+            for prompt in prompts
+            if any(name in _JUDGES for name in self._table(prompt))
+            for text in (
+                f"<think> . </think> <answer> {prompt.answer} </answer>",
+                f"<think> . </think> \\boxed{{ {prompt.answer} }}",
+            )
+        ]
+        failures, checks = [], []
+        for prompt, text in golds:
+            for name in self._table(prompt):
+                if name not in _JUDGES:
+                    continue
+                score = REWARDS[name](prompt, written(prompt, text))
+                if isinstance(score, Check):
+                    checks.append((prompt, name, score))
+                elif score.value < 1.0:
+                    failures.append((prompt, name, score))
+        for (prompt, name, _), score in zip(checks, self._pool.run([check for *_, check in checks]), strict=True):
+            if score.value < 1.0:
+                failures.append((prompt, name, score))
+        if failures:
+            shown = "; ".join(f"{p.id} ({n}: {s.outcome}, answer {p.answer[:80]!r})" for p, n, s in failures[:5])
+            error = f" Last verifier error: {self._pool.last_error}." if self._pool.last_error else ""
+            raise ValueError(
+                f"{len(failures)} of {2 * len(prompts)} gold answers do not score 1: {shown}.{error} "
+                "Fix or drop these prompts: trained on, they would teach that right answers are wrong"
+            )
+
+    def take_metrics(self) -> dict[str, float]:
+        """Sums and counts since the last call: `reward/NAME_sum`, `reward/NAME_count`, `outcome/NAME/OUTCOME_count`."""
+        metrics: dict[str, float] = {}
+        for name, tally in self._tallies.items():
+            if not tally.count:
+                continue
+            metrics[f"reward/{name}_sum"] = tally.value
+            metrics[f"reward/{name}_count"] = tally.count
+            for outcome, count in sorted(tally.outcomes.items()):
+                metrics[f"outcome/{name}/{outcome}_count"] = count
+            tally.value, tally.count = 0.0, 0
+            tally.outcomes.clear()
+        return metrics
+
+    def close(self) -> None:
+        """End the verifier processes."""
+        self._pool.close()
+
+    def _table(self, prompt: Prompt) -> Mapping[str, Schedule]:
+        table = self._weights.get(prompt.kind)
+        if table is None:
+            raise ValueError(
+                f"prompt {prompt.id!r} is of kind {prompt.kind!r}, which has no rewards; add [rewards.{prompt.kind}] "
+                f"to the recipe (it has {', '.join(sorted(self._weights)) or 'none'})"
+            )
+        return table
+
+    def _combine(self, rollout: Rollout, scores: Mapping[str, Score], step: int) -> ScoredRollout:
+        table = self._table(rollout.prompt)
+        outcomes = [score.outcome for score in scores.values()]
+        return ScoredRollout(
+            rollout=rollout,
+            reward=sum(at(table[name], step) * score.value for name, score in scores.items()),
+            parts={name: score.value for name, score in scores.items()},
+            outcome=next((o for o in outcomes if o in ERRORS), outcomes[0] if outcomes else "ok"),
+        )
+
+    def _count(self, rollouts: Sequence[Rollout], parts: Sequence[Mapping[str, Score]]) -> None:
+        for rollout, scores in zip(rollouts, parts, strict=True):
+            for name, score in scores.items():
+                self._tallies.setdefault(name, _Tally()).add(rollout, score)
+        for name, tally in self._tallies.items():
+            if tally.recent >= _MIN_SCORES_TO_ABORT and tally.recent_errors > self._max_error_share * tally.recent:
+                raise RuntimeError(
+                    f"reward {name!r}: {tally.recent_errors} of the last {tally.recent} scores failed in the verifier "
+                    f"(allowed share {self._max_error_share}). Examples: {'; '.join(tally.examples)}. "
+                    f"Last error: {self._pool.last_error or 'timeout'}"
+                )
+
+
+_WINDOW = 1024
+
+
+@dataclass
+class _Tally:
+    """Counts of one reward: since the last `take_metrics`, and over a fading window for the error limit."""
+
+    value: float = 0.0
+    count: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    recent: int = 0
+    recent_errors: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, rollout: Rollout, score: Score) -> None:
+        self.value += score.value
+        self.count += 1
+        self.outcomes[score.outcome] += 1
+        if self.recent >= _WINDOW:
+            self.recent, self.recent_errors = self.recent // 2, self.recent_errors // 2
+        self.recent += 1
+        if score.outcome in ERRORS:
+            self.recent_errors += 1
+            if len(self.examples) < 3:
+                self.examples.append(f"{rollout.prompt.id} {score.outcome} {rollout.text[-120:]!r}")
+
+
+_EMPTY_IDS = torch.empty(0, dtype=torch.int64)
+_EMPTY = torch.empty(0)
+
+
+def written(prompt: Prompt, text: str) -> Rollout:
+    """A rollout of given text without tokens: for scoring text that no policy sampled."""
+    return Rollout(
+        prompt=prompt,
+        sample_index=0,
+        token_ids=_EMPTY_IDS,
+        logp=_EMPTY,
+        log_kept_mass=_EMPTY,
+        entropy=_EMPTY,
+        text=text,
+        finish_reason="stop",
+        policy_version=0,
+    )
