@@ -1,0 +1,149 @@
+"""What must hold between options, checked once when a configuration is read; `schema.py` checks each value alone."""
+
+from __future__ import annotations
+
+from r1fast.config import EMBEDDED_MODELS, RL_STAGES, STAGES, Config, ConfigError
+from r1fast.schedule import at, change_steps, values
+
+# Stage -> the stages whose results it reads. RL 2 needs `reward_models` too where its rewards do.
+NEEDS = {
+    "cold_start": ("r1_zero",),
+    "sft_1": ("cold_start",),
+    "rl_1": ("sft_1",),
+    "rejection": ("rl_1",),
+    "sft_2": ("rejection",),
+    "rl_2": ("sft_2",),
+    "distill": ("rejection",),
+}
+MODEL_REWARDS = ("helpful", "safe")  # reward names that the stage `reward_models` trains
+STUDENT_STAGES = ("distill", "student_rl")
+
+
+def check_config(config: Config) -> None:
+    """Refuse what cannot run.
+
+    Raises:
+        ConfigError: with value, constraint and fix; stage options are named `stages.STAGE.KEY`.
+    """
+    _check_pipeline(config.pipeline.stages)
+    for stage in config.pipeline.stages:
+        view = config.for_stage(stage)
+        _check_model(view, stage)
+        _check_data(view)
+        if stage in RL_STAGES:
+            _check_rl(view, stage)
+            _check_rewards(view, stage)
+            _check_loss(view, stage)
+
+
+def _check_pipeline(stages: tuple[str, ...]) -> None:
+    order = ", ".join(STAGES)
+    if not stages:
+        raise ConfigError(f"pipeline.stages is empty; name at least one of {order}")
+    for stage in stages:
+        if stage not in STAGES:
+            raise ConfigError(f"pipeline.stages: stage {stage!r} does not exist; the stages are {order}")
+        if stages.count(stage) > 1:
+            raise ConfigError(f"pipeline.stages names {stage} {stages.count(stage)} times; a stage runs once")
+        for needed in NEEDS.get(stage, ()):
+            if needed not in stages:
+                raise ConfigError(f"pipeline.stages: {stage} reads the result of {needed}, which is missing; add it")
+    in_order = tuple(stage for stage in STAGES if stage in stages)
+    if stages != in_order:
+        raise ConfigError(f"pipeline.stages = {list(stages)} is out of order; write {list(in_order)}")
+
+
+def _check_model(config: Config, stage: str) -> None:
+    model, data = config.model, config.data
+    names = {"model.path": model.path}
+    if stage in STUDENT_STAGES:
+        names["model.student"] = model.student
+    for key, path in names.items():
+        fix = "--model PATH" if key == "model.path" else f"--{key} PATH"
+        if not path:
+            raise ConfigError(f"{key} is empty, stage {stage} needs a model: give {fix} (a directory or a hub id)")
+        embedded = path in EMBEDDED_MODELS
+        if data.source == "tiny" and not embedded:
+            raise ConfigError(
+                f"data.source = 'tiny' is written for the embedded models ({', '.join(EMBEDDED_MODELS)}), "
+                f"but {key} = {path!r}: give --data FILE, or data.source = 'gym' with data.gym_tasks"
+            )
+        if data.source != "tiny" and embedded:
+            raise ConfigError(
+                f"{key} = {path!r} knows only the words of the embedded data, but data.source = {data.source!r}: "
+                f"give {fix}, or data.source = 'tiny'"
+            )
+        if embedded and (model.gguf_file or model.trust_remote_code):
+            raise ConfigError(f"{key} = {path!r} is embedded: model.gguf_file and model.trust_remote_code do not apply")
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    if data.source == "jsonl" and not data.file:
+        raise ConfigError('data.source = "jsonl" needs data.file: give --data FILE with {"prompt", "answer"} lines')
+    if data.source != "jsonl" and (data.file or data.dev_file or data.held_out_file):
+        raise ConfigError(f"data.file is set but data.source = {data.source!r} reads none: set data.source = 'jsonl'")
+    if data.source == "gym" and not data.gym_tasks:
+        raise ConfigError('data.source = "gym" needs at least one [data.gym_tasks.TASK], for example chain_sum')
+    if data.source == "gym" and data.num_train == 0:
+        raise ConfigError("data.num_train = 0 means all, but reasoning-gym has no end: give a number")
+
+
+def _check_rl(config: Config, stage: str) -> None:
+    rl = config.rl
+    if rl.group_size < 2:
+        raise ConfigError(
+            f"stages.{stage}.group_size = {rl.group_size}: the advantage of a group of one is always 0; give at least 2"
+        )
+    for step in change_steps(rl.prompts_per_step, rl.general_prompts_per_step):
+        num_prompts = at(rl.prompts_per_step, step) + at(rl.general_prompts_per_step, step)
+        if num_prompts == 0:
+            raise ConfigError(f"stages.{stage}: no prompts at step {step}; raise prompts_per_step to at least 1")
+        num_samples = num_prompts * rl.group_size
+        if num_samples % rl.updates_per_rollout:
+            raise ConfigError(
+                f"stages.{stage}: prompts_per_step x group_size = {num_prompts} x {rl.group_size} = {num_samples} must be "
+                f"divisible by updates_per_rollout = {rl.updates_per_rollout}; change one of them"
+            )
+    if rl.rollout_rows % 16:
+        raise ConfigError(
+            f"stages.{stage}.rollout_rows = {rl.rollout_rows} must be a multiple of 16, or samples depend on the batch; "
+            f"give {rl.rollout_rows // 16 * 16 + 16}"
+        )
+    if rl.dev_every_steps and rl.dev_problems > config.data.num_dev:
+        raise ConfigError(
+            f"stages.{stage}.dev_problems = {rl.dev_problems} exceeds data.num_dev = {config.data.num_dev}; "
+            "lower one or raise the other"
+        )
+
+
+def _check_rewards(config: Config, stage: str) -> None:
+    from r1fast.rewards import REWARDS  # torch loads only where a configuration is checked, not for --help
+
+    known = (*REWARDS, *MODEL_REWARDS)
+    for kind, weights in config.rewards.items():
+        for name in weights:
+            if name not in known:
+                raise ConfigError(
+                    f"stages.{stage}: no reward rewards.{kind}.{name}; the rewards are {', '.join(known)}"
+                )
+    active = {name for weights in config.rewards.values() for name, weight in weights.items() if any(values(weight))}
+    if not active:
+        raise ConfigError(
+            f"stages.{stage}: every reward weight is 0; give one, for example rewards.math.accuracy = 1.0"
+        )
+    from_models = sorted(active.intersection(MODEL_REWARDS))
+    if from_models and "reward_models" not in config.pipeline.stages:
+        raise ConfigError(
+            f"stages.{stage}: rewards {from_models} come from the stage reward_models, which does not run; "
+            "add it to pipeline.stages or set their weights to 0"
+        )
+
+
+def _check_loss(config: Config, stage: str) -> None:
+    numbers = [value for value in vars(config.loss).values() if not isinstance(value, str)]
+    for step in change_steps(*numbers):
+        try:
+            config.policy_loss(step)
+        except ValueError as error:
+            raise ConfigError(f"stages.{stage}.loss at step {step}: {error}") from None
