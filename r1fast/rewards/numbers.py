@@ -48,7 +48,7 @@ def same_number(gold: Number, candidate: Number) -> bool | None:
         return True
     if isinstance(gold, int) and isinstance(candidate, int):
         return False
-    scale = max(Fraction(1), Fraction(abs(gold)))
+    scale = Fraction(gold) if gold > 1 else Fraction(-gold) if gold < -1 else Fraction(1)
     if abs(gold - candidate) > _CLEARLY_APART * scale:
         return False
     return None
