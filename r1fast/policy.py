@@ -1,0 +1,241 @@
+"""The model being trained: a Hugging Face causal LM with its tokenizer, and the two parts that the loss needs."""
+
+# T packed tokens, D model, V vocabulary
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from r1fast.attention import ATTENTION_NAME, PackedContext, register_attention
+from r1fast.packing import position_ids
+from r1fast.records import Batch
+
+_log = logging.getLogger(__name__)
+
+# config fields that stand between the head's product and the logits
+_LOGIT_FIELDS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+# relative L2 error that rounding explains; a scale, a soft cap or a leak between sequences is far above
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+
+
+@dataclass(kw_only=True)
+class Policy:
+    """A causal LM in its compute dtype. `version` counts the optimizer steps; the trainer increments it.
+
+    `eos_token_ids`: every token that ends a completion. `gradient_checkpointing`: recompute each layer's
+    activations in backward instead of keeping them.
+    """
+
+    module: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    eos_token_ids: tuple[int, ...]
+    device: torch.device
+    dtype: torch.dtype
+    gradient_checkpointing: bool = False
+    version: int = 0
+
+    @staticmethod
+    def load(
+        path: str | Path,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        gguf_file: str = "",
+        trust_remote_code: bool = False,
+        gradient_checkpointing: bool = False,
+    ) -> Policy:
+        """Load a checkpoint directory (never the network) or a hub id; `gguf_file` names a GGUF within it.
+
+        Raises ValueError for a model whose logits are not its last hidden state times the head's weight, whose
+        packed sequences see each other, or that has no end-of-sequence token.
+        """
+        register_attention()
+        if trust_remote_code:
+            _log.warning("trust_remote_code: Python files that come with %s will be run", path)
+        options: dict[str, Any] = {
+            "local_files_only": Path(path).is_dir(),
+            "trust_remote_code": trust_remote_code,
+        }
+        if gguf_file:
+            options["gguf_file"] = gguf_file
+        tokenizer = AutoTokenizer.from_pretrained(str(path), **options)
+        if gguf_file:
+            from transformers import GgufConfig
+
+            options["quantization_config"] = GgufConfig(dequantize=True)
+        module = AutoModelForCausalLM.from_pretrained(
+            str(path), attn_implementation=ATTENTION_NAME, dtype=dtype, **options
+        )
+        if gguf_file:
+            _forget_quantization(module)
+        return Policy.wrap(module, tokenizer, device=device, gradient_checkpointing=gradient_checkpointing)
+
+    @staticmethod
+    def wrap(
+        module: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        device: torch.device | str = "cpu",
+        gradient_checkpointing: bool = False,
+    ) -> Policy:
+        """Make a policy of a model built with `attn_implementation="r1fast"`; raises like `load`."""
+        device = torch.device(device)
+        module.to(device)  # type: ignore[arg-type]
+        module.train(False)  # dropout stays off: the rollout's log-probs and the trainer's must be the same function
+        if gradient_checkpointing:
+            enable: Any = module.gradient_checkpointing_enable
+            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        policy = Policy(
+            module=module,
+            tokenizer=tokenizer,
+            eos_token_ids=_eos_token_ids(module, tokenizer),
+            device=device,
+            dtype=module.dtype,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        _check_model(policy)
+        return policy
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, D] in the compute dtype: logits = hidden @ head_weight.T."""
+        head: Any = _head(self.module)
+        return cast(Tensor, head.weight)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states [T, D] (after the final norm) of a packed batch, which may be on the host."""
+        with self._checkpointing():
+            outputs = self.module.base_model(**self._inputs(batch.token_ids, batch.cu_seqlens))
+        return cast(Tensor, outputs.last_hidden_state[0])
+
+    def save(self, directory: str | Path) -> None:
+        """Write safetensors, config and tokenizer, loadable with AutoModelForCausalLM and AutoTokenizer."""
+        self.module.save_pretrained(str(directory))
+        self.tokenizer.save_pretrained(str(directory))
+
+    def copy(self) -> Policy:
+        """A frozen copy with its own weights (the reference); its version is this one's."""
+        module = copy.deepcopy(self.module).requires_grad_(False)
+        return Policy(
+            module=module,
+            tokenizer=self.tokenizer,
+            eos_token_ids=self.eos_token_ids,
+            device=self.device,
+            dtype=self.dtype,
+            version=self.version,
+        )
+
+    @torch.no_grad()
+    def copy_weights_(self, source: Policy) -> None:
+        """Take over the weights and version of a policy of the same architecture, in place (reference refresh)."""
+        targets, sources = dict(self.module.named_parameters()), dict(source.module.named_parameters())
+        if targets.keys() != sources.keys():
+            different = sorted(targets.keys() ^ sources.keys())[:4]
+            raise ValueError(f"parameters differ: {different}...; both policies must be of the same model")
+        for name, target in targets.items():
+            target.copy_(sources[name])
+        self.version = source.version
+
+    def _inputs(self, token_ids: Tensor, cu_seqlens: Tensor) -> dict[str, Any]:
+        return {
+            "input_ids": token_ids.to(self.device, non_blocking=True)[None],
+            "position_ids": position_ids(cu_seqlens).to(self.device, non_blocking=True)[None],
+            "use_cache": False,  # a cache would make some models look for padding in the position ids
+            "attention_context": PackedContext(cu_seqlens, self.device),
+        }
+
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """Layers recompute only when in training mode; nothing else of the model may be (dropout, router noise)."""
+        layers = []
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            layers = [m for m in self.module.modules() if isinstance(m, GradientCheckpointingLayer)]
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+
+
+def _head(module: PreTrainedModel) -> torch.nn.Module | None:
+    find: Any = module.get_output_embeddings
+    return cast("torch.nn.Module | None", find())
+
+
+def _forget_quantization(module: PreTrainedModel) -> None:
+    """The weights are plain tensors once loaded; what says otherwise would forbid saving and training them."""
+    for owner, name in ((module.config, "quantization_config"), (module, "hf_quantizer")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    module.is_quantized = False  # type: ignore[assignment]
+
+
+def _eos_token_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    found: set[int] = set()
+    for owner in (module.config, module.generation_config, tokenizer):
+        value = getattr(owner, "eos_token_id", None)
+        found.update(value if isinstance(value, (list, tuple)) else [] if value is None else [int(value)])
+    if not found:
+        raise ValueError(
+            "the model has no end-of-sequence token (eos_token_id is in neither config, generation_config nor "
+            "tokenizer), so no completion could end; set eos_token_id in its config.json"
+        )
+    return tuple(sorted(found))
+
+
+@torch.no_grad()
+def _check_model(policy: Policy) -> None:
+    """One small batch of two packed sequences: is the head all there is, and are the sequences apart?"""
+    name = type(policy.module).__name__
+    if policy.module.base_model is policy.module or _head(policy.module) is None:
+        raise ValueError(f"{name} has no separate backbone and output head, which training without logits needs")
+    num_vocab = policy.head_weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    token_ids = torch.randint(num_vocab, (18,), generator=generator)
+    lengths = (11, 7)
+    cu_seqlens = torch.tensor([0, lengths[0], sum(lengths)], dtype=torch.int32)
+    inputs = policy._inputs(token_ids, cu_seqlens)
+    hidden_TD = policy.module.base_model(**inputs).last_hidden_state[0]
+    product_TV = hidden_TD.float() @ policy.head_weight.float().T
+    logits_TV = policy.module(**inputs).logits[0]
+    error = _relative_error(product_TV, logits_TV)
+    tolerance = _TOLERANCE.get(policy.dtype, 1e-3)
+    if not error < tolerance:
+        text_config = policy.module.config.get_text_config()
+        fields = {field: getattr(text_config, field, None) for field in _LOGIT_FIELDS}
+        named = ", ".join(f"{field} = {value}" for field, value in fields.items() if value is not None)
+        raise ValueError(
+            f"{name}: its logits are not (last hidden state) x (head weight): relative error {error:.3g}, at most "
+            f"{tolerance:g} ({named or 'no scale or soft cap named in its config; perhaps a bias'}); this model is "
+            "not supported, use one with plain logits (Llama, Qwen2/3, SmolLM, Mistral ...)"
+        )
+    alone_TD = torch.cat(
+        [
+            policy.module.base_model(**policy._inputs(part, torch.tensor([0, len(part)]))).last_hidden_state[0]
+            for part in torch.split(token_ids, list(lengths))
+        ]
+    )
+    error = _relative_error(hidden_TD, alone_TD)
+    if not error < tolerance:
+        raise ValueError(
+            f"{name}: packed sequences see each other (relative error {error:.3g} against one by one, at most "
+            f"{tolerance:g}): a part of the model does not go through the attention interface; use another model"
+        )
+
+
+def _relative_error(value: Tensor, expected: Tensor) -> float:
+    value, expected = value.float(), expected.float()
+    return float((value - expected).norm() / expected.norm().clamp_min(1e-30))
