@@ -33,7 +33,7 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 class Policy:
     """A causal LM in its compute dtype. `version` counts the optimizer steps; the trainer increments it.
 
-    `eos_token_ids`: every token that ends a completion. `gradient_checkpointing`: recompute each layer's
+    `eos_token_ids`: every token that ends a completion, the tokenizer's own first (the one to train on). `gradient_checkpointing`: recompute each layer's
     activations in backward instead of keeping them.
     """
 
@@ -184,16 +184,16 @@ def _forget_quantization(module: PreTrainedModel) -> None:
 
 
 def _eos_token_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    found: set[int] = set()
-    for owner in (module.config, module.generation_config, tokenizer):
+    found: dict[int, None] = {}
+    for owner in (tokenizer, module.generation_config, module.config):
         value = getattr(owner, "eos_token_id", None)
-        found.update(value if isinstance(value, (list, tuple)) else [] if value is None else [int(value)])
+        found.update(dict.fromkeys(value if isinstance(value, (list, tuple)) else [] if value is None else [value]))
     if not found:
         raise ValueError(
             "the model has no end-of-sequence token (eos_token_id is in neither config, generation_config nor "
             "tokenizer), so no completion could end; set eos_token_id in its config.json"
         )
-    return tuple(sorted(found))
+    return tuple(found)
 
 
 @torch.no_grad()

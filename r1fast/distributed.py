@@ -1,0 +1,199 @@
+"""Processes: who am I under torchrun, and the few collectives that training needs. One process needs none of it."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import math
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# Ranks wait for the slowest one's rollout; a dead rank is noticed by torchrun, not by this.
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process among `world_size`; `device` is its own. Every method but `shard` is collective: all ranks call it.
+
+    With one process all of them return at once what a world of one would.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    device: torch.device = torch.device("cpu")
+
+    def shard(self, items: Sequence[T]) -> list[T]:
+        """This rank's share: every `world_size`-th item, so that ranks get like shares of a sorted list."""
+        return list(items[self.rank :: self.world_size])
+
+    def reduce(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Metrics of all ranks by their suffix, see `merge`; a rank may lack keys that another one has."""
+        return merge(self.gather_objects(dict(values)))
+
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
+        """Sum over the ranks, in place; the result is the same bits on every rank."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast_(self, tensor: Tensor) -> Tensor:
+        """Rank 0's values, in place."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's value, by rank, on every rank (pickled: for small things)."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[T | None] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return cast("list[T]", gathered)
+
+    def broadcast_object(self, value: T) -> T:
+        """Rank 0's value (pickled); the other ranks' argument is ignored."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            self.gather_objects(None)
+
+    def shutdown(self) -> None:
+        """Leave the process group; call it last."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def merge(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Reduce metrics by the suffix of their names: `_sum` and `_count` add, `_min` and `_max` take the extreme.
+
+    The one place where metrics of micro-batches and ranks come together. NaN wins everywhere. Raises ValueError for a
+    name without such a suffix.
+    """
+    merged: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            suffix = name.rpartition("_")[2]
+            if suffix not in ("sum", "count", "min", "max"):
+                raise ValueError(f"metric {name!r} does not name its reduction; end it in _sum, _count, _min or _max")
+            if name not in merged:
+                merged[name] = float(value)
+            elif suffix in ("sum", "count"):
+                merged[name] += float(value)
+            elif math.isnan(value) or math.isnan(merged[name]):
+                merged[name] = math.nan
+            else:
+                merged[name] = (min if suffix == "min" else max)(merged[name], float(value))
+    return merged
+
+
+def start(device: str = "auto") -> Ranks:
+    """Join the other processes of torchrun, if any: gloo for CPU tensors, NCCL for CUDA ones.
+
+    `device`: "auto" (CUDA if there is one), "cpu", "cuda" (the local rank's) or, with one process, "cuda:N". Under
+    torchrun the process dies with its launcher, whose SIGKILL would otherwise leave it running. Raises ValueError for
+    a device that is not there and an incomplete environment.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if world_size > 1 and missing:
+        raise ValueError(
+            f"WORLD_SIZE={world_size} but {', '.join(missing)} not set; launch with torchrun --nproc_per_node N -m "
+            "r1fast.train, or unset WORLD_SIZE"
+        )
+    rank = int(os.environ.get("RANK", "0")) if world_size > 1 else 0
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
+    chosen = _device(device, local_rank, world_size)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world_size > 1 and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    return Ranks(rank=rank, world_size=world_size, local_rank=local_rank, device=chosen)
+
+
+def _device(name: str, local_rank: int, world_size: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise ValueError(f"run.device = {name!r} is not supported; use auto, cpu or cuda")
+    if device.index is not None and world_size > 1:
+        raise ValueError(f"run.device = {name!r} with {world_size} processes; write cuda, each takes its own GPU")
+    index = local_rank if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise ValueError(
+            f"GPU {index} is wanted (run.device = {name!r}, local rank {local_rank}) but there are "
+            f"{torch.cuda.device_count()}; start at most that many processes, or set run.device = 'cpu'"
+        )
+    return torch.device("cuda", index)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the process that started this one dies. Linux only; elsewhere nothing."""
+    if sys.platform != "linux":
+        return
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+
+
+def lock_run_dir(path: str | Path, rank: int = 0) -> IO[str]:
+    """Hold `path` for this process until the returned file is closed or the process ends, so two writers cannot be.
+
+    Every rank locks a file of its own: a worker left over from a killed run keeps the next run out. Raises
+    RuntimeError that names the holder's process id.
+    """
+    directory = Path(path)
+    directory.mkdir(parents=True, exist_ok=True)
+    file = (directory / (".lock" if rank == 0 else f".lock.{rank}")).open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise RuntimeError(
+            f"run directory {directory} is in use by process {holder}; wait until it ends, stop it (kill {holder}), "
+            "or choose another directory with --run DIR"
+        ) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def idle_gpu_hint(ranks: Ranks) -> str | None:
+    """One line on how to use GPUs that this run leaves idle, or None."""
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    num_used = local_size if ranks.device.type == "cuda" else 0
+    if num_used >= num_gpus:
+        return None
+    return (
+        f"{num_gpus - num_used} of {num_gpus} GPUs are idle; to use all: "
+        f"torchrun --nproc_per_node {num_gpus} -m r1fast.train (and run.device = auto)"
+    )

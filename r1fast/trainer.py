@@ -1,0 +1,260 @@
+"""One optimizer step on packed micro-batches: fp32 masters, gradients in fp32, one global denominator."""
+
+# N sequences, C packed completion tokens, D model, V vocabulary
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1fast.config import OptimizerConfig
+from r1fast.distributed import Ranks, merge
+from r1fast.kernels.grpo_loss import PolicyLoss
+from r1fast.kernels.linear_grpo import linear_grpo_loss
+from r1fast.kernels.linear_logprob import linear_logprob
+from r1fast.policy import Policy
+from r1fast.records import Batch
+from r1fast.schedule import at
+
+
+class Trainer:
+    """AdamW on fp32 masters of a policy's trainable parameters.
+
+    An fp32 parameter is its own master; any other has a master copy, which AdamW updates and which is rounded into the
+    parameter after each step (bf16 alone does not learn at R1's rates: most updates are below half a unit in the last
+    place). `weight_decay` acts on matrices, not on norms and biases. Ranks start from rank 0's weights.
+    """
+
+    def __init__(self, policy: Policy, optimizer: OptimizerConfig, *, ranks: Ranks | None = None) -> None:
+        self.policy = policy
+        self.config = optimizer
+        self.ranks = ranks or Ranks()
+        self.num_steps = 0
+        named = [(name, p) for name, p in policy.module.named_parameters() if p.requires_grad]
+        if not named:
+            raise ValueError("the policy has no trainable parameter; a copy() is frozen, train the original")
+        self.names = [name for name, _ in named]
+        self.parameters = [p for _, p in named]
+        for parameter in self.parameters:
+            self.ranks.broadcast_(parameter.data)
+        self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.parameters]
+        groups = [
+            {"params": [m for m in self.masters if m.dim() >= 2]},
+            {"params": [m for m in self.masters if m.dim() < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=0.0,
+            betas=(optimizer.beta1, optimizer.beta2),
+            eps=optimizer.eps,
+            fused=True,
+        )
+
+    def step(
+        self,
+        batches: list[Batch],
+        *,
+        loss: PolicyLoss,
+        denominator: float,
+        lr: float,
+        temperature: float = 1.0,
+        old_logp: list[Tensor] | None = None,
+        ref_logp: list[Tensor] | None = None,
+    ) -> dict[str, float]:
+        """Accumulate the gradient of all ranks' micro-batches, clip it, update; `policy.version` grows by one.
+
+        `denominator`: global, from `global_denominator`; so the gradient depends neither on micro-batches nor on
+        ranks. `old_logp`, `ref_logp`: per batch fp32 [C], from `score`; None as in `linear_grpo_loss`. A rank without
+        batches calls it too. Returns sums reduced over ranks by suffix: those of the loss, `grad_norm` (before
+        clipping), `packed_tokens_count` (prompts included). Raises ValueError for bad arguments and RuntimeError,
+        before anything is updated, for a gradient that is not finite.
+        """
+        if not (denominator > 0 and math.isfinite(denominator) and lr >= 0 and math.isfinite(lr)):
+            raise ValueError(f"denominator = {denominator} must be positive and lr = {lr} not negative, both finite")
+        olds = _per_batch(old_logp, batches, "old_logp")
+        refs = _per_batch(ref_logp, batches, "ref_logp")
+        parts: list[dict[str, Any]] = [{"packed_tokens_count": 0.0}]
+        with self._gradients() as gradient:
+            for batch, old, ref in zip(batches, olds, refs, strict=True):
+                value, metrics = self._loss(batch, old, ref, loss, denominator, temperature)
+                if value.requires_grad:
+                    value.backward()  # type: ignore[no-untyped-call]
+                parts.append({**metrics, "packed_tokens_count": float(len(batch.token_ids))})
+            self.ranks.all_reduce_(gradient)
+            grad_norm = self._update(gradient, lr)
+        sums = self.ranks.reduce(merge(_to_floats(parts)))
+        return {**sums, "grad_norm_sum": grad_norm, "grad_norm_count": 1.0}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masters, moments and counters; the tensors are the live ones. Loads with `weights_only`."""
+        return {
+            "names": list(self.names),
+            "masters": [master.detach() for master in self.masters],
+            "optimizer": self.optimizer.state_dict(),
+            "num_steps": self.num_steps,
+            "version": self.policy.version,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue bitwise from `state_dict()` of the same model, on any number of ranks; updates the policy too."""
+        if state["names"] != self.names:
+            different = sorted(set(state["names"]) ^ set(self.names))[:4]
+            raise ValueError(f"the saved state is of another model, parameters differ: {different}...")
+        for master, saved in zip(self.masters, state["masters"], strict=True):
+            if master.shape != saved.shape:
+                raise ValueError(f"the saved state has {list(saved.shape)} where the model has {list(master.shape)}")
+            master.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.num_steps, self.policy.version = state["num_steps"], state["version"]
+        self._round_masters()
+
+    def _loss(
+        self,
+        batch: Batch,
+        old: Tensor | None,
+        ref: Tensor | None,
+        loss: PolicyLoss,
+        denominator: float,
+        temperature: float,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        device = self.policy.device
+        if not len(batch.targets):
+            return torch.zeros((), device=device), {}
+        hidden_CD = self.policy.hidden(batch).index_select(0, batch.predictor_index.to(device, non_blocking=True))
+        result: tuple[Tensor, dict[str, Any]] = linear_grpo_loss(
+            hidden_CD,
+            self.policy.head_weight,
+            batch.targets.to(device, non_blocking=True),
+            batch.advantage.to(device, non_blocking=True),
+            batch.completion_cu_seqlens.to(device, non_blocking=True),
+            old_logp_T=_to(old, device),
+            ref_logp_T=_to(ref, device),
+            rollout_logp_T=_to(batch.rollout_logp, device),
+            log_kept_mass_T=_to(batch.log_kept_mass, device),
+            denominator=denominator,
+            options=loss,
+            temperature=temperature,
+        )
+        return result
+
+    @contextmanager
+    def _gradients(self) -> Iterator[Tensor]:
+        """One flat fp32 gradient (so that ranks exchange it in one call), into which every backward accumulates.
+
+        The masters' `.grad` are views of it. It exists during the step only: the rollout needs the memory.
+        """
+        sizes = [master.numel() for master in self.masters]
+        flat = torch.zeros(sum(sizes), dtype=torch.float32, device=self.policy.device)
+        hooks = []
+        for parameter, master, part in zip(self.parameters, self.masters, torch.split(flat, sizes), strict=True):
+            parameter.grad = None
+            master.grad = part.view_as(master)
+            if master is not parameter:
+                hooks.append(parameter.register_post_accumulate_grad_hook(_Accumulate(master.grad)))
+        try:
+            yield flat
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for tensor in (*self.parameters, *self.masters):
+                tensor.grad = None
+
+    def _update(self, gradient: Tensor, lr: float) -> float:
+        grad_norm = float(torch.linalg.vector_norm(gradient))
+        if not math.isfinite(grad_norm):
+            raise RuntimeError(
+                f"the gradient's norm is {grad_norm} at step {self.num_steps} (policy version {self.policy.version}); "
+                "nothing was updated. Look at the ratio and log-prob metrics of the steps before; a lower rate, "
+                "loss.level other than sequence_sum, or clipping usually helps"
+            )
+        max_grad_norm = at(self.config.max_grad_norm, self.num_steps)
+        if 0 < max_grad_norm < grad_norm:
+            gradient.mul_(max_grad_norm / grad_norm)
+        weight_decay = at(self.config.weight_decay, self.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+            group["weight_decay"] = weight_decay if group["params"][0].dim() >= 2 else 0.0
+        self.optimizer.step()
+        self._round_masters()
+        self.num_steps += 1
+        self.policy.version += 1
+        return grad_norm
+
+    @torch.no_grad()
+    def _round_masters(self) -> None:
+        pairs = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if p is not m]
+        if pairs:
+            torch._foreach_copy_([p for p, _ in pairs], [m for _, m in pairs])
+
+
+class _Accumulate:
+    """Hook: add a micro-batch's gradient to the fp32 sum as soon as it is there, and drop it."""
+
+    def __init__(self, total: Tensor) -> None:
+        self.total = total
+
+    def __call__(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self.total.add_(parameter.grad)
+            parameter.grad = None
+
+
+@torch.no_grad()
+def score(policy: Policy, batches: list[Batch], *, temperature: float) -> list[Tensor]:
+    """Log-probs of the completion tokens of each batch at `temperature`: fp32 [C] per batch, on the policy's device."""
+    scores = []
+    for batch in batches:
+        if not len(batch.targets):
+            scores.append(torch.zeros(0, device=policy.device))
+            continue
+        index, targets = (x.to(policy.device, non_blocking=True) for x in (batch.predictor_index, batch.targets))
+        hidden_CD = policy.hidden(batch).index_select(0, index)
+        scores.append(linear_logprob(hidden_CD, policy.head_weight, targets, temperature=temperature).logp)
+    return scores
+
+
+def global_denominator(
+    aggregate: str, batches: list[Batch], ranks: Ranks, *, tokens_per_sequence: float | None = None
+) -> float:
+    """The loss's denominator over all ranks (collective): sequences for `sequence_mean`, tokens for `token_mean`.
+
+    For `constant` it is sequences x `tokens_per_sequence` (Dr. GRPO: the length limit), which must then be given.
+    """
+    num_sequences = sum(len(batch.advantage) for batch in batches)
+    num_tokens = sum(len(batch.targets) for batch in batches)
+    total = ranks.reduce({"sequences_count": num_sequences, "tokens_count": num_tokens})
+    if aggregate == "sequence_mean":
+        return total["sequences_count"]
+    if aggregate == "token_mean":
+        return total["tokens_count"]
+    if aggregate == "constant" and tokens_per_sequence is not None:
+        return total["sequences_count"] * tokens_per_sequence
+    raise ValueError(
+        f"loss.aggregate = {aggregate!r} must be sequence_mean, token_mean, or constant with tokens_per_sequence "
+        f"(it is {tokens_per_sequence})"
+    )
+
+
+def _per_batch(values: list[Tensor] | None, batches: list[Batch], name: str) -> list[Tensor | None]:
+    if values is None:
+        return [None] * len(batches)
+    if len(values) != len(batches):
+        raise ValueError(f"{name} has {len(values)} tensors for {len(batches)} batches; score the same batches")
+    return list(values)
+
+
+def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device, non_blocking=True)
+
+
+def _to_floats(parts: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Metrics as numbers, with one device-to-host copy for all micro-batches."""
+    tensors = [value for part in parts for value in part.values() if isinstance(value, Tensor)]
+    numbers = iter(torch.stack([t.detach().double() for t in tensors]).tolist() if tensors else [])
+    return [{k: next(numbers) if isinstance(v, Tensor) else float(v) for k, v in part.items()} for part in parts]
