@@ -102,13 +102,13 @@ def _check_rl(config: Config, stage: str) -> None:
         num_samples = num_prompts * rl.group_size
         if num_samples % rl.updates_per_rollout:
             raise ConfigError(
-                f"stages.{stage}: prompts_per_step x group_size = {num_prompts} x {rl.group_size} = {num_samples} must be "
-                f"divisible by updates_per_rollout = {rl.updates_per_rollout}; change one of them"
+                f"stages.{stage}: prompts_per_step x group_size = {num_prompts} x {rl.group_size} = {num_samples} must "
+                f"be divisible by updates_per_rollout = {rl.updates_per_rollout}; change one of them"
             )
     if rl.rollout_rows % 16:
         raise ConfigError(
-            f"stages.{stage}.rollout_rows = {rl.rollout_rows} must be a multiple of 16, or samples depend on the batch; "
-            f"give {rl.rollout_rows // 16 * 16 + 16}"
+            f"stages.{stage}.rollout_rows = {rl.rollout_rows} must be a multiple of 16 (samples depend on the batch "
+            f"otherwise); give {rl.rollout_rows // 16 * 16 + 16}"
         )
     if rl.dev_every_steps and rl.dev_problems > config.data.num_dev:
         raise ConfigError(

@@ -203,6 +203,7 @@ class OptimizerConfig:
     micro_batch_tokens: int = option(
         16_384, "token budget of a micro-batch; a longer sequence goes alone", unit="tokens", need=">= 1"
     )
+    gradient_checkpointing: bool = option(False, "recompute activations in backward: less memory, a third more time")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ class Key:
             return "|".join(get_args(self.hint))
         if self.hint == GymTasks:
             return "TABLE"
-        names = {bool: "true|false", int: "INT", float: "NUMBER", str: "TEXT", tuple[str, ...]: "LIST"}
+        names: dict[Any, str] = {bool: "true|false", int: "INT", float: "NUMBER", str: "TEXT", tuple[str, ...]: "LIST"}
         names |= {IntSchedule: "INT|SCHEDULE", Schedule: "NUMBER|SCHEDULE"}
         return names[self.hint]
 
@@ -50,7 +50,8 @@ def _section_keys(section: str, kind: type) -> Mapping[str, Key]:
     hints = get_type_hints(kind)
     keys = {}
     for field in fields(kind):
-        default = field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
+        factory = field.default_factory
+        default = field.default if factory is MISSING else factory()
         path = f"{section}.{field.name}"
         keys[field.name] = Key(path=path, hint=hints[field.name], default=default, **field.metadata)
     return MappingProxyType(keys)
@@ -123,7 +124,8 @@ def read_text(key: Key, text: str) -> Any:
     except tomllib.TOMLDecodeError:
         if key.hint == tuple[str, ...]:
             return [word.strip() for word in text.split(",") if word.strip()]
-        return text
+        is_number = key.hint in (int, float, IntSchedule, Schedule) and re.fullmatch(r"-?\.\d+|-?\d+\.", text)
+        return float(text) if is_number else text  # .5 and 5. are no TOML
     wants_text = key.hint is str or get_origin(key.hint) is Literal
     return text if wants_text and not isinstance(value, str) else value
 
