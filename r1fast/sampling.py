@@ -100,10 +100,10 @@ def uniforms(
 def draw(logits_RV: Tensor, uniform_R: Tensor, sampling: Sampling) -> Draw:
     """Draw one token per row by the inverse of the cumulative distribution, in vocabulary order.
 
-    `logits_RV` fp32, overwritten; `uniform_R` fp64 in [0, 1). The log-prob and the entropy are
-    those of softmax(logits / temperature) over the whole vocabulary; top-p only restricts which tokens may be drawn,
-    and `log_kept_mass` is what it kept (every token tied with the last one kept is kept as well, so the cut depends
-    on no order). A token of probability 0 is never drawn. A row with NaN logits gets a NaN log-prob.
+    `logits_RV` fp32, overwritten; `uniform_R` fp64 in [0, 1). The log-prob and the entropy are those of
+    softmax(logits / temperature) over the whole vocabulary; top-p only restricts which tokens may be drawn, and
+    `log_kept_mass` is what it kept (every token tied with the last one kept is kept as well, so the cut depends on
+    no order). A token of probability 0 is never drawn. A row with NaN logits gets a NaN log-prob.
     """
     if logits_RV.dtype != torch.float32 or uniform_R.dtype != torch.float64:
         raise ValueError(f"draw wants fp32 logits and fp64 uniforms, got {logits_RV.dtype} and {uniform_R.dtype}")
@@ -119,9 +119,7 @@ def draw(logits_RV: Tensor, uniform_R: Tensor, sampling: Sampling) -> Draw:
     cumulative_RC = _chunk_cumulative(padded_RV)
     total_R = cumulative_RC[:, -1]
     log_total_R = total_R.log()
-    weighted_R = torch.bmm(weight_RV[:, None], log_ratio_RV[:, :, None])[
-        :, 0, 0
-    ]  # a dot product per row, no product kept
+    weighted_R = torch.bmm(weight_RV[:, None], log_ratio_RV[:, :, None]).flatten()  # dot products, no [R, V] product
     entropy_R = (log_total_R - weighted_R / total_R).float()
     log_kept_mass_R = torch.zeros_like(entropy_R)
     if sampling.temperature == 0:
