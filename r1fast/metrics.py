@@ -1,8 +1,8 @@
 """The run's figures: one JSON line per step in `metrics.jsonl`, the same in TensorBoard, ratios formed once.
 
 A line is `{"stage": ..., "step": ..., "STAGE/QUANTITY": value, ..., "time/QUANTITY": value, ...}`; whatever may differ
-between two identical runs (times, speeds, memory) lives under `time/`. Steps count from 0 in every stage, as
-schedules do.
+between two identical runs (times, speeds, memory) lives under `time/`. A stage's steps count from 1: line n
+is written when n steps are done.
 """
 
 from __future__ import annotations
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 
 METRICS_FILE = "metrics.jsonl"
 
-# Sums that share a denominator: quantity -> its count. The rest has a count of its own, or counts tokens.
-_DENOMINATORS = {
-    **dict.fromkeys(("reward", "length", "truncated", "reflection"), "samples_count"),
-    "mixed": "language_count",
-    **dict.fromkeys(("zero_variance", "zero_variance_best"), "groups_count"),
-}
-
 # A sum whose quantity is not simply its name without `_sum`.
 _RENAMED = {"ratio_sum": "ratio_mean", "logp_gap_abs_sum": "logp_gap", "logp_gap_abs_max": "logp_gap_max"}
 
@@ -33,8 +26,8 @@ _RENAMED = {"ratio_sum": "ratio_mean", "logp_gap_abs_sum": "logp_gap", "logp_gap
 def ratios(sums: Mapping[str, float]) -> dict[str, float]:
     """Reported quantities from sums that have been reduced over micro-batches and ranks.
 
-    `X_sum` becomes X = X_sum / its count: X_count, else the count of its family (samples, groups), else tokens_count.
-    `_min` and `_max` pass through, counts too unless they are one quantity's own. A quantity whose count is 0 (no
+    `X_sum` becomes X = X_sum / its count: X_count, else tokens_count. `_min` and `_max`
+    pass through, and counts that are not one quantity's own. A quantity whose count is 0 (no
     token was trained on) is left out, with its extremes. Raises ValueError for a key without a reduction suffix (its
     reduction over ranks is not defined) and for a sum without a count.
     """
@@ -50,10 +43,9 @@ def ratios(sums: Mapping[str, float]) -> dict[str, float]:
             if f"{stem}_sum" not in sums:
                 quantities[key] = value
             continue
-        shared = _DENOMINATORS.get(stem, "tokens_count")
-        count = sums.get(f"{stem}_count", sums.get(shared))
+        count = sums.get(f"{stem}_count", sums.get("tokens_count"))
         if reduction == "sum" and count is None:
-            raise ValueError(f"metric {key!r} has no denominator; give {stem}_count or {shared} with it")
+            raise ValueError(f"metric {key!r} has no denominator; give {stem}_count or tokens_count with it")
         if count != 0:
             name = _RENAMED.get(key, stem if reduction == "sum" else key)
             quantities[name] = value / count if reduction == "sum" and count is not None else value

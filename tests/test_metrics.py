@@ -46,36 +46,14 @@ def test_ratios_of_the_loss_kernel() -> None:
     )
 
 
-def test_ratios_divide_by_the_count_of_the_family() -> None:
-    sums = {
-        "tokens_count": 1000.0,
-        "samples_count": 10.0,
-        "reward_sum": 5.0,
-        "length_sum": 1000.0,
-        "groups_count": 4.0,
-        "zero_variance_sum": 1.0,
-        "language_count": 8.0,
-        "language_sum": 6.0,
-        "mixed_sum": 2.0,
-        "reward/accuracy_sum": 3.0,
-        "reward/accuracy_count": 6.0,
-    }
-    assert ratios(sums) == {
-        "tokens_count": 1000.0,
-        "samples_count": 10.0,
-        "groups_count": 4.0,
-        "reward": 0.5,
-        "length": 100.0,
-        "zero_variance": 0.25,
-        "language": 0.75,
-        "mixed": 0.25,
-        "reward/accuracy": 0.5,
-    }
+def test_ratios_prefer_the_quantitys_own_count() -> None:
+    sums = {"tokens_count": 1000.0, "reward_sum": 5.0, "reward_count": 10.0, "length_max": 7.0, "groups_count": 4.0}
+    assert ratios(sums) == {"tokens_count": 1000.0, "reward": 0.5, "length_max": 7.0, "groups_count": 4.0}
 
 
 def test_ratios_leave_out_what_nothing_was_counted_for() -> None:
-    sums = {"tokens_count": 0.0, "kl_sum": 0.0, "ratio_min": math.inf, "samples_count": 2.0, "reward_sum": 1.0}
-    assert ratios(sums) == {"tokens_count": 0.0, "samples_count": 2.0, "reward": 0.5}
+    sums = {"tokens_count": 0.0, "kl_sum": 0.0, "ratio_min": math.inf, "reward_count": 2.0, "reward_sum": 1.0}
+    assert ratios(sums) == {"tokens_count": 0.0, "reward": 0.5}
 
 
 @pytest.mark.parametrize(
