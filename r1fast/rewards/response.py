@@ -36,8 +36,8 @@ class Response:
 
 
 def response_text(prompt: Prompt, rollout: Rollout) -> str:
-    """The completion, with the `<think>` that a template may have put at the end of the prompt."""
-    return THINK + rollout.text if prompt.text.endswith(THINK) else rollout.text
+    """The completion, with the `<think>` that a template may have put at the end of the prompt (`r1fast.templates`)."""
+    return prompt.metadata.get("response_prefix", "") + rollout.text
 
 
 def parse_response(text: str) -> Response:

@@ -1,0 +1,93 @@
+"""How a question is written for a model: Jinja chat templates that travel with a checkpoint's tokenizer.
+
+`set_template` chooses one for a tokenizer, `write_prompts` fills in token ids. A question's `text` stays as asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from r1fast.records import Prompt
+from r1fast.rewards.response import THINK
+from r1fast.tiny.templates import CHAT as TINY_CHAT
+from r1fast.tiny.templates import R1_ZERO as TINY_R1_ZERO
+
+# The DeepSeek-R1 paper, table 1.
+INSTRUCTION = (
+    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant "
+    "first thinks about the reasoning process in the mind and then provides the user with the answer. The reasoning "
+    "process and answer are enclosed within <think> </think> and <answer> </answer> tags, respectively, i.e., "
+    "<think> reasoning process here </think> <answer> answer here </answer>."
+)
+R1_ZERO = (
+    INSTRUCTION + "{% for message in messages %}{{ ' User: ' if message['role'] == 'user' else ' Assistant: ' }}"
+    "{{ message['content'] }}{% endfor %}{% if add_generation_prompt %} Assistant:{% endif %}"
+)
+# The same instruction as the system message of a model that knows conversations; its own template follows.
+R1_ZERO_CHAT = (
+    "{% if messages[0]['role'] != 'system' %}"
+    "{% set messages = [{'role': 'system', 'content': '" + INSTRUCTION + "'}] + messages %}{% endif %}"
+)
+NONE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+NAMES = ("r1_zero", "r1_zero_chat", "chat", "none")
+# `metadata` key: text that the template puts at the start of the answer, so that rewards see the answer whole.
+RESPONSE_PREFIX = "response_prefix"
+_OPEN_CHAIN = re.compile(re.escape(THINK) + r"\s*$")
+
+
+def set_template(tokenizer: Any, name: str, *, embedded: bool = False) -> None:
+    """Make `tokenizer` (of transformers) write conversations in the template `name`, also after it is saved.
+
+    `r1_zero`: the paper's text; `r1_zero_chat`: the same as the system message of the tokenizer's own template;
+    `chat`: the tokenizer's own; `none`: the question as it is. `embedded`: the tiny world's versions of the first and
+    the third. Raises ValueError for an unknown name or a tokenizer without the template it needs.
+    """
+    if name not in NAMES:
+        raise ValueError(f"model.template = {name!r} must be one of {', '.join(NAMES)}")
+    if name in ("chat", "r1_zero_chat") and not embedded and not tokenizer.chat_template:
+        raise ValueError(
+            f"model.template = {name!r} needs a tokenizer with a chat template, this one has none; use r1_zero or none"
+        )
+    if embedded:
+        tokenizer.chat_template = {"r1_zero": TINY_R1_ZERO, "chat": TINY_CHAT}.get(name, NONE)
+    elif name == "r1_zero":
+        tokenizer.chat_template = _bos(tokenizer) + R1_ZERO
+    elif name == "none":
+        tokenizer.chat_template = _bos(tokenizer) + NONE
+    elif name == "r1_zero_chat" and not tokenizer.chat_template.startswith(R1_ZERO_CHAT):
+        tokenizer.chat_template = R1_ZERO_CHAT + tokenizer.chat_template
+
+
+def write_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[Prompt]:
+    """The prompts with the token ids of their templated text, in order.
+
+    A template that opens the answer with `<think>` is noted in `metadata`, so that rewards add it back. Raises
+    ValueError for a prompt of no tokens.
+    """
+    written = []
+    for prompt in prompts:
+        text = render(prompt.text, tokenizer)
+        token_ids = tuple(int(token) for token in tokenizer.encode(text, add_special_tokens=False))
+        if not token_ids:
+            raise ValueError(f"prompt {prompt.id!r} has no tokens: {prompt.text!r}")
+        metadata = prompt.metadata
+        if _OPEN_CHAIN.search(text):
+            metadata = {**metadata, RESPONSE_PREFIX: THINK}
+        written.append(replace(prompt, token_ids=token_ids, metadata=metadata))
+    return written
+
+
+def render(question: str, tokenizer: Any) -> str:
+    """The templated text of a question, up to where the answer starts."""
+    messages = [{"role": "user", "content": question}]
+    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+
+def _bos(tokenizer: Any) -> str:
+    """`{{ bos_token }}` for a tokenizer that starts every text with it."""
+    ids = tokenizer.encode("a")
+    return "{{ bos_token }}" if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else ""
