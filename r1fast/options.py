@@ -57,14 +57,19 @@ def parse(argv: Sequence[str]) -> Invocation:
         flat["data.source"] = "jsonl"
     short = {"run": "run.dir", "model": "model.path", "data": "data.file"}
     texts = {short.get(name, name): text for name, text in words.items()}
-    keys = {find_key(path).path: (find_key(path), text) for path, text in texts.items()}
+    keys: dict[str, tuple[Key, str]] = {}
+    for name, text in texts.items():
+        key = find_key(name)
+        if key.path in keys:
+            raise ConfigError(f"--{name} and another form of it set the same option, {key.path}; keep one")
+        keys[key.path] = (key, text)
     for path in sorted(keys, key=lambda path: path.startswith("stages.")):  # stages last: the narrower option wins
         key, text = keys[path]
         for stage in STAGES:
             flat.pop(f"stages.{stage}.{path}", None)
         flat[path] = check(key, read_text(key, text))
-    name = flat.get("run.name") or Path(recipe).stem
-    flat |= {"run.name": name, "run.dir": flat.get("run.dir") or f"runs/{name}"}
+    run_name = flat.get("run.name") or Path(recipe).stem
+    flat |= {"run.name": run_name, "run.dir": flat.get("run.dir") or f"runs/{run_name}"}
     return Invocation(config=build(flat), recipe=recipe, dry_run="dry-run" in flags)
 
 
@@ -230,7 +235,9 @@ def help_text() -> str:
     lines = [USAGE, "", "recipes (default tiny):"]
     for name in recipe_names():
         first = (RECIPES_DIR / f"{name}.toml").read_text(encoding="utf-8").splitlines()[0]
-        lines.append(f"  {name:<18} {first.lstrip('# ')}")
+        lines += textwrap.wrap(
+            first.lstrip("# "), width=110, initial_indent=f"  {name:<18} ", subsequent_indent=" " * 21
+        )
     lines += ["", "short forms:"]
     lines += ["  --run DIR          --run.dir DIR", "  --model PATH       --model.path PATH"]
     lines += ["  --data FILE        --data.source jsonl --data.file FILE"]
@@ -244,7 +251,8 @@ def help_text() -> str:
     by_section = {section: [stage for stage in STAGES if STAGES[stage] == section] for section in KEYS}
     for section, keys in KEYS.items():
         stages = ", ".join(by_section[section])
-        lines += ["", (SECTION_TYPES[section].__doc__ or "").strip() + (f" Stages: {stages}." if stages else "")]
+        title = (SECTION_TYPES[section].__doc__ or "").strip() + (f" Stages: {stages}." if stages else "")
+        lines += ["", *_wrap(title, "")]
         for key in keys.values():
             lines += [f"  --{key.path} {key.type_name}", *_wrap(_describe(key, tiny.get(key.path)), " " * 6)]
     return "\n".join(lines) + "\n"

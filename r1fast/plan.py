@@ -151,9 +151,10 @@ def make_plan(
         world_size=world_size,
         assumptions=(
             f"upper bounds: prompts of {prompt_tokens} tokens, completions at max_tokens, filters keep all they may",
-            f"time, roughly: completions of {LENGTH_SHARE:.0%} of max_tokens; {speed.flops_per_s / 1e9:,.0f} GFLOP/s in a "
-            f"matrix product (probed), {speed.train_share:.0%} of it in training, {speed.decode_share:.0%} in decoding, "
-            f"{DECODE_STEP_S_PER_LAYER * 1e3:.1f} ms a layer and decode step; rewards and loading not counted",
+            f"time, roughly: completions of {LENGTH_SHARE:.0%} of max_tokens; "
+            f"{speed.flops_per_s / 1e9:,.0f} GFLOP/s in a matrix product (probed), {speed.train_share:.0%} of it in "
+            f"training, {speed.decode_share:.0%} in decoding, {DECODE_STEP_S_PER_LAYER * 1e3:.1f} ms a layer and "
+            "decode step; rewards and loading not counted",
             "zero_variance = refill draws further prompts, which are not counted",
         ),
     )
@@ -239,7 +240,7 @@ class _Planner:
             per_prompt = min(made.rejection.max_per_prompt, made.rejection.samples_per_prompt)
             kept = math.ceil(made.rejection.prompts * per_prompt / (1 - made.rejection.general_share))
         kept = math.ceil(kept / (1 - sft.general_share))
-        steps = sft.steps or math.ceil(kept * sft.epochs / sft.batch_size)
+        steps = sft.steps or max(1, round(kept * sft.epochs / sft.batch_size))
         return self._supervised(steps, steps * sft.batch_size, limit)
 
     def _supervised(self, steps: int, sequences: int, limit: int, models: int = 1) -> Work:
@@ -344,13 +345,13 @@ def print_plan(plan: Plan, console: Console) -> None:
         work = stage.work
         counts = (work.steps, work.samples, work.generated_tokens, work.trained_tokens)
         cells = [f"{count:,}" if count else "-" for count in counts]
-        table.add_row(stage.name, *cells, _gib(stage.peak_bytes), duration(stage.time_s))
+        table.add_row(stage.name, *cells, _size(stage.peak_bytes), duration(stage.time_s))
     table.add_section()
-    table.add_row("all", "", "", "", "", _gib(plan.largest.peak_bytes), duration(plan.time_s))
+    table.add_row("all", "", "", "", "", _size(plan.largest.peak_bytes), duration(plan.time_s))
     console.print(table)
-    items = ", ".join(f"{name} {_gib(num_bytes)}" for name, num_bytes in plan.largest.work.memory)
+    items = ", ".join(f"{name} {_size(num_bytes)}" for name, num_bytes in plan.largest.work.memory)
     processes = f"{plan.world_size} processes" if plan.world_size > 1 else "1 process"
-    console.print(f"memory of {plan.largest.name}, each of {processes}: {_gib(PROCESS_BYTES)} libraries, {items}")
+    console.print(f"memory of {plan.largest.name}, each of {processes}: {_size(PROCESS_BYTES)} libraries, {items}")
     for sentence in plan.assumptions:
         console.print(sentence)
 
@@ -364,5 +365,5 @@ def duration(time_s: float) -> str:
     return f"{time_s / 3600:.1f} h" if time_s < 72 * 3600 else f"{time_s / 86400:,.0f} days"
 
 
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:,.2f} GiB"
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:,.2f} GiB" if num_bytes >= 1 << 30 else f"{num_bytes / 2**20:,.0f} MiB"
