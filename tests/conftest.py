@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
-    "default",
+    "deterministic",
     derandomize=True,
     deadline=None,  # the first call of an op compiles or loads something
     max_examples=50,
@@ -26,7 +26,7 @@ settings.register_profile(
 settings.register_profile(
     "thorough", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
-settings.load_profile("default")
+settings.load_profile("deterministic")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
