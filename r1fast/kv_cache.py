@@ -136,6 +136,7 @@ def _layer_index(module: torch.nn.Module) -> int:
     index = getattr(module, "layer_idx", None)
     if not isinstance(index, int):
         raise ValueError(
-            f"{type(module).__name__} has no layer_idx, by which its keys and values are kept; use a model whose attention modules are numbered"
+            f"{type(module).__name__} has no layer_idx, by which its keys and values are kept; use a model whose "
+            "attention modules are numbered"
         )
     return index
