@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_imports import SOURCES, imports
 
 import r1fast
-from test_imports import SOURCES, imports
 
 ROOT = Path(__file__).parents[1]
 JUNK = shutil.ignore_patterns("__pycache__", "*.so")
