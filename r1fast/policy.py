@@ -33,8 +33,8 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 class Policy:
     """A causal LM in its compute dtype. `version` counts the optimizer steps; the trainer increments it.
 
-    `eos_token_ids`: every token that ends a completion, the tokenizer's own first (the one to train on). `gradient_checkpointing`: recompute each layer's
-    activations in backward instead of keeping them.
+    `eos_token_ids`: every token that ends a completion, the tokenizer's own first (the one to train on).
+    `gradient_checkpointing`: recompute each layer's activations in backward instead of keeping them.
     """
 
     module: PreTrainedModel
@@ -94,8 +94,10 @@ class Policy:
         module.to(device)  # type: ignore[arg-type]
         module.train(False)  # dropout stays off: the rollout's log-probs and the trainer's must be the same function
         if gradient_checkpointing:
-            enable: Any = module.gradient_checkpointing_enable
-            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # later transformers renamed it and warn of the old name
+            new_name = hasattr(module, "activation_checkpointing_enable")
+            enable: Any = getattr(module, f"{'activation' if new_name else 'gradient'}_checkpointing_enable")
+            enable({"use_reentrant": False})
         policy = Policy(
             module=module,
             tokenizer=tokenizer,

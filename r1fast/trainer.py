@@ -43,7 +43,7 @@ class Trainer:
         for parameter in self.parameters:
             self.ranks.broadcast_(parameter.data)
         self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.parameters]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [m for m in self.masters if m.dim() >= 2]},
             {"params": [m for m in self.masters if m.dim() < 2], "weight_decay": 0.0},
         ]
@@ -70,25 +70,28 @@ class Trainer:
 
         `denominator`: global, from `global_denominator`; so the gradient depends neither on micro-batches nor on
         ranks. `old_logp`, `ref_logp`: per batch fp32 [C], from `score`; None as in `linear_grpo_loss`. A rank without
-        batches calls it too. Returns sums reduced over ranks by suffix: those of the loss, `grad_norm` (before
-        clipping), `packed_tokens_count` (prompts included). Raises ValueError for bad arguments and RuntimeError,
-        before anything is updated, for a gradient that is not finite.
+        batches calls it too. Returns sums reduced over ranks, named by suffix: those of the loss function, `loss_sum`
+        and `grad_norm_sum` (before clipping), each with a `_count` of 1, and `packed_tokens_count` (prompts
+        included). Raises ValueError for bad arguments and RuntimeError, before anything is updated, for a gradient
+        that is not finite.
         """
         if not (denominator > 0 and math.isfinite(denominator) and lr >= 0 and math.isfinite(lr)):
             raise ValueError(f"denominator = {denominator} must be positive and lr = {lr} not negative, both finite")
         olds = _per_batch(old_logp, batches, "old_logp")
         refs = _per_batch(ref_logp, batches, "ref_logp")
-        parts: list[dict[str, Any]] = [{"packed_tokens_count": 0.0}]
+        parts: list[dict[str, Any]] = [{"loss_sum": 0.0, "packed_tokens_count": 0.0}]
         with self._gradients() as gradient:
             for batch, old, ref in zip(batches, olds, refs, strict=True):
                 value, metrics = self._loss(batch, old, ref, loss, denominator, temperature)
                 if value.requires_grad:
                     value.backward()  # type: ignore[no-untyped-call]
-                parts.append({**metrics, "packed_tokens_count": float(len(batch.token_ids))})
+                # the value is over the global denominator already: its sum is the step's loss, its count 1
+                parts.append({**metrics, "loss_sum": value.detach(), "packed_tokens_count": len(batch.token_ids)})
+                parts[-1].pop("loss_count", None)
             self.ranks.all_reduce_(gradient)
             grad_norm = self._update(gradient, lr)
         sums = self.ranks.reduce(merge(_to_floats(parts)))
-        return {**sums, "grad_norm_sum": grad_norm, "grad_norm_count": 1.0}
+        return {**sums, "loss_count": 1.0, "grad_norm_sum": grad_norm, "grad_norm_count": 1.0}
 
     def state_dict(self) -> dict[str, Any]:
         """Masters, moments and counters; the tensors are the live ones. Loads with `weights_only`."""
@@ -156,7 +159,8 @@ class Trainer:
             parameter.grad = None
             master.grad = part.view_as(master)
             if master is not parameter:
-                hooks.append(parameter.register_post_accumulate_grad_hook(_Accumulate(master.grad)))
+                register: Any = parameter.register_post_accumulate_grad_hook
+                hooks.append(register(_Accumulate(master.grad)))
         try:
             yield flat
         finally:
