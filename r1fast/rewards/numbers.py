@@ -48,8 +48,8 @@ def same_number(gold: Number, candidate: Number) -> bool | None:
         return True
     if isinstance(gold, int) and isinstance(candidate, int):
         return False
-    scale = Fraction(gold) if gold > 1 else Fraction(-gold) if gold < -1 else Fraction(1)
-    if abs(gold - candidate) > _CLEARLY_APART * scale:
+    exact_gold, difference = Fraction(gold), Fraction(gold) - Fraction(candidate)
+    if abs(difference) > _CLEARLY_APART * max(Fraction(1), abs(exact_gold)):
         return False
     return None
 
