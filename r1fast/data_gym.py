@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +11,6 @@ from r1fast.config import DataConfig
 from r1fast.records import Prompt
 from r1fast.source import Split
 
-# reasoning-gym seeds entry i of a data set with seed + i, so data sets of neighbouring seeds are almost the same one:
-# splits start this far apart.
-_SPLIT_STRIDE = 1 << 40
-_SEED_STRIDE = 1 << 44
 # A small task space (one-digit sums) repeats itself: give up after this many draws for every prompt wanted.
 _MAX_DRAWS = 20
 
@@ -32,11 +29,11 @@ def gym_prompts(config: DataConfig) -> dict[Split, list[Prompt]]:
     splits: dict[Split, list[Prompt]] = {}
     seen: set[str] = set()
     names = list(config.gym_tasks)
-    for place, (split, count) in enumerate(counts.items()):
+    for split, count in counts.items():
         per_task = []
         for number, name in enumerate(names):
             share = count // len(names) + (number < count % len(names))
-            first_seed = config.seed * _SEED_STRIDE + place * _SPLIT_STRIDE
+            first_seed = _first_seed(f"{config.seed} {split} {name}")
             drawn = _draw(name, config.gym_tasks[name], first_seed, share, seen, config.language)
             if len(drawn) < share and split != "train":
                 raise ValueError(
@@ -81,6 +78,11 @@ def _draw(
         if len(prompts) == count:
             break
     return prompts
+
+
+def _first_seed(key: str) -> int:
+    """A 31-bit seed (numpy's limit is 32). reasoning-gym seeds entry i with seed + i: neighbours must be far apart."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") >> 1
 
 
 def _dataset(name: str, arguments: Mapping[str, Any]) -> Any:
