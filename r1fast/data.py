@@ -89,10 +89,8 @@ def _ngrams(words: tuple[str, ...]) -> set[tuple[str, ...]]:
     return {words[start : start + NGRAM] for start in range(len(words) - NGRAM + 1)}
 
 
-class FileSource:
+class PromptSource:
     """JSONL or reasoning-gym behind `r1fast.source.Source`: verifiable prompts, no general data."""
-
-    word_level = False
 
     def __init__(self, config: DataConfig) -> None:
         """Loads every split; raises ValueError as `load_splits` does."""
