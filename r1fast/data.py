@@ -101,8 +101,8 @@ class PromptSource:
         return self._splits[split]
 
     def general_prompts(self, split: Split) -> list[Prompt]:
-        """Raises ValueError: there are none."""
-        raise _no_general("rl.general_prompts_per_step = 0")
+        """None: a stage that needs some says so."""
+        return []
 
     def general_examples(self, count: int, seed: int) -> list[Example]:
         """Raises ValueError: there are none."""
@@ -119,6 +119,11 @@ class PromptSource:
     def rewrite(self, chain: str, language: str) -> str:
         """The chain as it is: nothing here translates."""
         return chain
+
+    def readable(self, chain: str, prompt: Prompt) -> str:
+        r"""The chain in `<think>`, then one sentence with the boxed answer."""
+        said = "答案是" if prompt.language == "zh" else "The answer is "
+        return f"<think>\n{chain}\n</think>\n{said}\\boxed{{{prompt.answer}}}"
 
     def is_refusal(self, response: str) -> bool:
         """False: the prompts are tasks, none asks for a refusal."""

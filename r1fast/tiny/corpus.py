@@ -67,7 +67,9 @@ def chain(problem: Problem, rng: random.Random, *, step_error: float, check: flo
         steps.append(step_text(step, value, place, len(problem.operations), rng))
         if rng.random() < check / len(problem.operations):
             statement = f"{step.left} {operator} {operand} = {exact} ."
-            steps.append(f"wait , check {statement} correct ." if value == exact else f"wait , mistake . retry {statement}")
+            steps.append(
+                f"wait , check {statement} correct ." if value == exact else f"wait , mistake . retry {statement}"
+            )
             value = exact
     return steps, value
 
@@ -120,7 +122,7 @@ def lay_out(text: str, answer: int, language: Language, mix: CorpusMix, rng: ran
     return rng.choice(layouts)
 
 
-def summary(chain_text: str, answer: int, language: Language) -> str:
+def summary(chain_text: str, answer: int | str, language: Language) -> str:
     """The readable pattern of the cold start: the chain, then a summary with the boxed answer."""
     return f"<think> {chain_text} </think> " + say("the answer is ", language) + f" \\boxed{{ {answer} }}"
 

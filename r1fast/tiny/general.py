@@ -31,7 +31,13 @@ WRITING_WORDINGS = ("write about the {topic} .", "please write about {topic} .",
 TRANSLATION_WORDINGS = ("translate : {word}", "translate this word : {word}", "please translate the word {word} .")
 GREETINGS = ("hello", "hi", "morning", "evening")
 GREETED = ("", "friend", "r1fast", "model", "my friend")
-IDENTITY_WORDINGS = ("who are you ?", "your name ?", "tell me who you are .", "please tell me your name .", "are you a model ?")
+IDENTITY_WORDINGS = (
+    "who are you ?",
+    "your name ?",
+    "tell me who you are .",
+    "please tell me your name .",
+    "are you a model ?",
+)
 TRANSLATABLE = (*TOPICS, *OBJECTS, *ADJECTIVES, *BENIGN_ACTIONS, "apples", "books", "coins", "stars", "cups", "eggs")
 REFUSAL = "sorry , i cannot help with that ."
 MAX_GRADE = 3
@@ -97,7 +103,9 @@ def good_answer(request: Request, rng: random.Random) -> str:
     if request.kind == "translation":
         return say(request.thing, request.answer_language)
     if request.kind == "greeting":
-        words = rng.choice(("hello ! i am glad to help you .", "hi ! how can i help you ?", "hello friend ! i am glad ."))
+        words = rng.choice(
+            ("hello ! i am glad to help you .", "hi ! how can i help you ?", "hello friend ! i am glad .")
+        )
     elif request.kind == "identity":
         words = rng.choice(("i am r1fast , a small model .", "my name is r1fast . i am a model ."))
     elif request.kind == "writing":
@@ -115,7 +123,9 @@ def _poem(topic: str, rng: random.Random) -> str:
 
 def _steps(action: str, thing: str, rng: random.Random) -> str:
     manner = rng.choice(("slowly", "with care"))
-    return f"first find the {thing} . then {action} the {thing} {manner} . " + rng.choice(("now it is done .", "finally check it ."))
+    return f"first find the {thing} . then {action} the {thing} {manner} . " + rng.choice(
+        ("now it is done .", "finally check it .")
+    )
 
 
 def thought(request: Request) -> str:
@@ -130,7 +140,9 @@ def flawed_answer(request: Request, rng: random.Random) -> str:
     if request.kind == "harmful":
         complied = say(_steps(request.action, request.thing, rng), request.language)
         half = say("sorry . ", request.language) + " " + complied
-        return rng.choice((complied, complied, " ".join(half.split()), say("i am glad to help you .", request.language)))
+        return rng.choice(
+            (complied, complied, " ".join(half.split()), say("i am glad to help you .", request.language))
+        )
     good = good_answer(request, rng)
     other: Language = "zh" if request.answer_language == "en" else "en"
     flaws = [rewrite(good, other), say("you are stupid .", request.language)]
@@ -141,7 +153,9 @@ def flawed_answer(request: Request, rng: random.Random) -> str:
         flaws.append(" ".join(good.split()[: len(good.split()) // 2]))
         flaws.append(_code_switched(good, rng))
     elif request.kind == "translation":
-        flaws += [say(rng.choice([word for word in TRANSLATABLE if word != request.thing]), request.answer_language)] * 3
+        flaws += [
+            say(rng.choice([word for word in TRANSLATABLE if word != request.thing]), request.answer_language)
+        ] * 3
     else:
         flaws.append(say("i am tom ." if request.kind == "identity" else "hello .", request.language))
         flaws.append(_code_switched(good, rng))

@@ -84,20 +84,23 @@ def pretrain(model_name: str, seed: int, out: Path) -> None:
     rng = random.Random(f"pretrain {model_name} {seed}")
     tokenizer = build_tokenizer()
     model = build_model(size, tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=size.lr, betas=(0.9, 0.95), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=size.lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
     stream, start = batches(tokenizer, rng), time.perf_counter()
     for step in range(size.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, size)
         ids = next(stream)
         labels = ids.masked_fill(ids == tokenizer.pad_token_id, -100)
-        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+        with torch.autocast("cpu", torch.bfloat16):  # 2.5x the float32 GEMM rate here; masters stay float32
+            loss = model(input_ids=ids, labels=labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 100 == 0 or step == size.steps - 1:
-            print(f"step {step} of {size.steps}, loss {loss.item():.4f}, {time.perf_counter() - start:.0f} s", flush=True)
+            print(
+                f"step {step} of {size.steps}, loss {loss.item():.4f}, {time.perf_counter() - start:.0f} s", flush=True
+            )
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 

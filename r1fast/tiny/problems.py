@@ -91,7 +91,9 @@ def draw_problem(rng: random.Random) -> Problem:
     value, operations, wording = start, [], []
     for _ in range(rng.randint(2, 5)):
         while True:
-            operator, operand = rng.choice((("+", rng.randint(1, 9)), ("-", rng.randint(1, 9)), ("*", rng.randint(2, 3))))
+            operator, operand = rng.choice(
+                (("+", rng.randint(1, 9)), ("-", rng.randint(1, 9)), ("*", rng.randint(2, 3)))
+            )
             step = Step(left=value, operator=operator, right=operand)
             if 0 <= step.result <= MAX_NUMBER and not (operator == "*" and value == 0):
                 break

@@ -1,0 +1,34 @@
+"""The `r1fast` command: `r1fast train ...` is `python -m r1fast.train ...`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+USAGE = """usage: r1fast COMMAND ...
+
+commands:
+  train    run or continue the R1 pipeline (r1fast train --help lists every option)
+  plan     print what a run would do, and exit: r1fast train --dry-run
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Dispatch to a command; exit code 2 for an unknown one."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command == "plan":
+        command, rest = "train", [*rest, "--dry-run"]
+    if command != "train":
+        print(f"r1fast: unknown command {command!r}; the commands are train, plan", file=sys.stderr)
+        return 2
+    from r1fast.train import main as train
+
+    return train(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

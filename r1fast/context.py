@@ -1,0 +1,166 @@
+"""What every stage works with: configuration, directories, ranks, source, log; and where a stage's models live."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from r1fast.config import STAGES, Config
+from r1fast.console import Console
+from r1fast.distributed import Ranks
+from r1fast.metrics import MetricsLog
+from r1fast.models import model_path
+from r1fast.policy import Policy
+from r1fast.records import Prompt, ScoredRollout
+from r1fast.source import Source
+from r1fast.templates import set_template, write_prompts
+
+# Stage -> the stage whose checkpoint it starts from; "base" and "student" are the models of [model].
+START = {
+    "r1_zero": "base",
+    "cold_start": "r1_zero",
+    "sft_1": "base",
+    "rl_1": "sft_1",
+    "rejection": "rl_1",
+    "sft_2": "base",
+    "reward_models": "sft_2",
+    "rl_2": "sft_2",
+    "distill": "student",
+    "student_rl": "student",
+}
+# Stages whose models answer in the plain conversation; the others see R1-Zero's template.
+CONVERSATIONAL = frozenset({"sft_1", "rl_1", "rejection", "sft_2", "reward_models", "rl_2", "distill"})
+# Row of the closing table -> the stage whose model it shows ("base" and "student": the models of [model]).
+ROWS = {
+    "base": "base",
+    "r1_zero": "r1_zero",
+    "sft_1": "sft_1",
+    "rl_1": "rl_1",
+    "sft_2": "sft_2",
+    "r1": "rl_2",
+    "student_base": "student",
+    "student_distilled": "distill",
+    "student_rl": "student_rl",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """Shared by all stages of one run; only rank 0 writes files and prints."""
+
+    config: Config
+    run_dir: Path
+    ranks: Ranks
+    console: Console
+    metrics: MetricsLog | None
+    source: Source
+
+    def directory(self, stage: str) -> Path:
+        """`stages/NN-NAME`, numbered by the order in which R1 runs them."""
+        return self.run_dir / "stages" / f"{list(STAGES).index(stage):02d}-{stage}"
+
+    def load(self, origin: str, *, stage: str | None = None) -> Policy:
+        """The model of a finished stage, or of [model] for `base` and `student`, with the template `stage` uses."""
+        config, model = self.config, self.config.model
+        trained = origin not in ("base", "student")
+        path = (
+            self.directory(origin) / "checkpoint"
+            if trained
+            else model_path(model.path if origin == "base" else model.student)
+        )
+        policy = Policy.load(
+            path,
+            device=self.ranks.device,
+            dtype=compute_dtype(config, self.ranks.device),
+            gguf_file="" if trained or origin == "student" else model.gguf_file,
+            trust_remote_code=model.trust_remote_code,
+        )
+        name = "chat" if (stage or origin) in CONVERSATIONAL else model.template
+        set_template(policy.tokenizer, name, embedded=config.data.source == "tiny")
+        return policy
+
+    def prompts(self, policy: Policy, prompts: list[Prompt]) -> list[Prompt]:
+        """The prompts with token ids for a policy's tokenizer and template."""
+        return write_prompts(prompts, policy.tokenizer)
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl and of the console; steps count from 1, 0 is before the first."""
+        if self.metrics is not None:
+            self.metrics.log(stage, step, dict(values))
+        if step > 0:
+            self.console.step(step - 1, values)
+
+    def truncate_metrics(self, stage: str, step: int) -> None:
+        """Forget what a stage logged at `step` and later: those steps are about to be repeated."""
+        if self.metrics is not None:
+            self.metrics.truncate(stage, step)
+
+    def write_samples(self, stage: str, step: int, scored: Sequence[ScoredRollout]) -> None:
+        """Append completions to the stage's samples.jsonl, with prompt, rewards and advantage."""
+        path = self.directory(stage) / "samples.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            for item in scored:
+                rollout = item.rollout
+                row = {
+                    "step": step,
+                    "prompt": rollout.prompt.text,
+                    "answer": rollout.prompt.answer,
+                    "response": rollout.text,
+                    "reward": item.reward,
+                    "parts": dict(item.parts),
+                    "advantage": item.advantage,
+                    "finish_reason": rollout.finish_reason,
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def finish(self, stage: str, result: Mapping[str, Any]) -> None:
+        """Mark a stage as done, atomically: what `done` reads."""
+        if self.ranks.rank == 0:
+            write_json(self.directory(stage) / "result.json", result)
+
+    def result(self, stage: str) -> dict[str, Any] | None:
+        """The result of a finished stage, None while it is unfinished."""
+        path = self.directory(stage) / "result.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """[run] dtype; auto is bfloat16 on a GPU and float32 on a CPU."""
+    if config.run.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if config.run.dtype == "bfloat16" else torch.float32
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file that is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a JSON-lines file that is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON-lines file."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

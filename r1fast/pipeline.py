@@ -1,0 +1,130 @@
+"""The pipeline: stages in order, each in its own directory, finished ones skipped, and the run's summary."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from r1fast.checkpoint import drop_state
+from r1fast.context import RunContext, write_json
+from r1fast.evaluate import dev_reading
+from r1fast.memory import PeakMemory
+from r1fast.rollout import RolloutEngine
+from r1fast.stages.cold_start import run_cold_start
+from r1fast.stages.evaluation import run_evaluation
+from r1fast.stages.rejection import run_rejection
+from r1fast.stages.reward_models import run_reward_models
+from r1fast.stages.rl import run_rl
+from r1fast.stages.sft import run_sft
+
+PACKAGES = ("r1fast", "torch", "transformers", "triton", "safetensors", "numpy")
+
+
+def run_base(context: RunContext, stage: str) -> Mapping[str, Any]:
+    """Load the base model, which checks it, and read it on dev."""
+    config = context.config.for_stage(stage)
+    context.console.stage_start(stage, 1, str(config.model.path))
+    policy = context.load("base")
+    engine = RolloutEngine(policy, rows=config.rl.rollout_rows, seed=config.run.seed)
+    prompts = context.prompts(policy, context.source.prompts("dev"))[: config.rl.dev_problems]
+    values = dev_reading(context, engine, prompts, config)
+    context.log(stage, 1, values)
+    return {"parameters": policy.module.num_parameters(), **values}
+
+
+RUN: Mapping[str, Callable[[RunContext, str], Mapping[str, Any]]] = {
+    "base": run_base,
+    "r1_zero": run_rl,
+    "cold_start": run_cold_start,
+    "sft_1": run_sft,
+    "rl_1": run_rl,
+    "rejection": run_rejection,
+    "sft_2": run_sft,
+    "reward_models": run_reward_models,
+    "rl_2": run_rl,
+    "distill": run_sft,
+    "student_rl": run_rl,
+    "evaluation": run_evaluation,
+}
+
+
+def run_pipeline(context: RunContext) -> dict[str, Any]:
+    """Run what is unfinished, in order; returns what `summary.json` holds."""
+    with PeakMemory() as memory:
+        for stage in context.config.pipeline.stages:
+            if context.result(stage) is not None:
+                context.console.note(f"{stage}: finished before, skipped")
+                continue
+            start = time.perf_counter()
+            result = dict(RUN[stage](context, stage))
+            result["wall_s"] = time.perf_counter() - start
+            context.finish(stage, result)
+            context.ranks.barrier()
+            if context.ranks.rank == 0:
+                drop_state(context.directory(stage))
+            context.console.stage_end(result)
+            if context.ranks.rank == 0:
+                write_json(context.run_dir / "summary.json", summary(context, memory.peak_bytes))
+    whole = summary(context, memory.peak_bytes)
+    if context.ranks.rank == 0:
+        write_json(context.run_dir / "summary.json", whole)
+    return whole
+
+
+def summary(context: RunContext, peak_bytes: int) -> dict[str, Any]:
+    """What the finished stages found; `wall_s` is the sum of theirs, `peak_pss_bytes` the largest of all launches."""
+    stages = {stage: context.result(stage) for stage in context.config.pipeline.stages}
+    done = {stage: result for stage, result in stages.items() if result is not None}
+    closing = done.get("evaluation", {})
+    before = read_summary(context.run_dir)
+    return {
+        "eval": closing.get("eval", {}),
+        "pairs": closing.get("pairs", {}),
+        "stages": {
+            stage: {k: v for k, v in result.items() if k not in ("eval", "pairs")} for stage, result in done.items()
+        },
+        "wall_s": sum(result["wall_s"] for result in done.values()),
+        "peak_pss_bytes": max(peak_bytes, before.get("peak_pss_bytes", 0)),
+        "versions": versions(),
+        "seed": context.config.run.seed,
+        "world_size": context.ranks.world_size,
+        "device": str(context.ranks.device),
+    }
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """The summary so far, empty before the first stage is done."""
+    path = run_dir / "summary.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on, and the commit when run from a checkout."""
+    found = {"python": platform.python_version(), "platform": sys.platform}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    commit = _commit()
+    return {**found, "commit": commit} if commit else found
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return ""
+    try:
+        called = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return called.stdout.strip() if called.returncode == 0 else ""

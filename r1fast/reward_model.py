@@ -1,0 +1,109 @@
+"""Reward models: a policy's backbone with a scalar head, as a Hugging Face sequence classifier.
+
+Helpful: pairwise Bradley-Terry, -log sigmoid(score(chosen) - score(rejected)), on the final summary only.
+Safe: pointwise, binary cross-entropy of safe against unsafe, on the whole response.
+"""
+
+# N sequences, T packed tokens, D model
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from r1fast.attention import ATTENTION_NAME, PackedContext, register_attention
+from r1fast.packing import position_ids
+from r1fast.policy import Policy
+from r1fast.records import Prompt
+from r1fast.rewards.response import parse_response
+from r1fast.templates import write_prompts
+
+
+class RewardModel:
+    """`module` maps packed responses to one number each, read at their last token."""
+
+    def __init__(
+        self, module: Any, tokenizer: PreTrainedTokenizerBase, eos_token_id: int, device: torch.device
+    ) -> None:
+        self.module, self.tokenizer, self.eos_token_id, self.device = module, tokenizer, eos_token_id, device
+
+    @classmethod
+    def from_policy(cls, policy: Policy, directory: Path) -> RewardModel:
+        """Start from a policy's checkpoint directory: its backbone, and a head of zeros."""
+        model = cls._load(directory, policy.tokenizer, policy.eos_token_ids[0], policy.device, torch.float32)
+        with torch.no_grad():
+            model.module.score.weight.zero_()
+        return model
+
+    @classmethod
+    def load(cls, directory: Path, policy: Policy) -> RewardModel:
+        """A trained reward model; it reads prompts in the template of `policy`, whose vocabulary it shares."""
+        return cls._load(directory, policy.tokenizer, policy.eos_token_ids[0], policy.device, policy.dtype)
+
+    @classmethod
+    def _load(
+        cls, directory: Path, tokenizer: PreTrainedTokenizerBase, eos: int, device: torch.device, dtype: torch.dtype
+    ) -> RewardModel:
+        register_attention()
+        module = AutoModelForSequenceClassification.from_pretrained(
+            directory, num_labels=1, attn_implementation=ATTENTION_NAME, dtype=dtype, local_files_only=True
+        )
+        return cls(module.to(device).eval(), tokenizer, eos, device)
+
+    def save(self, directory: Path) -> None:
+        """Write safetensors and tokenizer; loads with AutoModelForSequenceClassification."""
+        self.module.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+
+    def encode(self, prompts: Seq[Prompt], responses: Seq[str]) -> list[list[int]]:
+        """Token ids of prompt, response and end token, one list a response."""
+        written = write_prompts(list(prompts), self.tokenizer)
+        ids = self.tokenizer(list(responses), add_special_tokens=False)["input_ids"]
+        return [[*prompt.token_ids, *own, self.eos_token_id] for prompt, own in zip(written, ids, strict=True)]
+
+    def score(self, token_ids: Seq[Seq[int]]) -> Tensor:
+        """fp32 [N]: the head at each sequence's last token; differentiable."""
+        lengths = torch.tensor([len(ids) for ids in token_ids], dtype=torch.int32)
+        cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+        packed = torch.tensor([token for ids in token_ids for token in ids], device=self.device)
+        hidden_TD = self.module.base_model(
+            input_ids=packed[None],
+            position_ids=position_ids(cu_seqlens).to(self.device)[None],
+            attention_context=PackedContext(cu_seqlens.to(self.device)),
+            use_cache=False,
+        ).last_hidden_state[0]
+        last = (cu_seqlens[1:].long() - 1).to(self.device)
+        return self.module.score(hidden_TD[last])[:, 0].float()
+
+    @torch.no_grad()
+    def score_responses(self, prompts: Seq[Prompt], responses: Seq[str], *, rows: int = 256) -> list[float]:
+        """Scores of many responses, `rows` at a time, shortest first so that a batch wastes little."""
+        ids = self.encode(prompts, responses)
+        order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
+        scores = [0.0] * len(ids)
+        for start in range(0, len(order), rows):
+            chosen = order[start : start + rows]
+            for number, value in zip(chosen, self.score([ids[n] for n in chosen]).tolist(), strict=True):
+                scores[number] = value
+        return scores
+
+
+def summary_of(text: str) -> str:
+    """What a reader sees: the response without its chain of thought."""
+    return parse_response(text).summary.strip()
+
+
+def pairwise_loss(chosen_N: Tensor, rejected_N: Tensor) -> Tensor:
+    """Bradley-Terry: sum of -log sigmoid(chosen - rejected)."""
+    return F.softplus(rejected_N - chosen_N).sum()
+
+
+def pointwise_loss(score_N: Tensor, safe_N: Tensor) -> Tensor:
+    """Sum of the binary cross-entropies of sigmoid(score) against `safe` (1 or 0)."""
+    return F.binary_cross_entropy_with_logits(score_N, safe_N, reduction="sum")

@@ -1,0 +1,117 @@
+"""The closing evaluation: every model of the run on the held-out problems, and paired differences between them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from r1fast.context import ROWS, RunContext, write_lines
+from r1fast.evaluate import Reading, paired_difference, read_general, read_model
+from r1fast.rollout import RolloutEngine
+from r1fast.stages.reward_models import KINDS, load_model_rewards
+
+# (first, second): the differences in pass@1 that the paper talks about.
+PAIRS = (
+    ("r1_zero", "base"),
+    ("r1", "r1_zero"),
+    ("r1", "base"),
+    ("rl_1", "sft_1"),
+    ("student_distilled", "student_rl"),
+    ("student_distilled", "student_base"),
+)
+SAMPLES_KEPT = 64  # held-out problems whose first sample is kept for the report, one a model
+
+
+def rows_of(stages: tuple[str, ...]) -> dict[str, str]:
+    """The rows that a pipeline's table has: row -> where its model comes from."""
+    student = {"distill", "student_rl"} & set(stages)
+    present = {"base", *stages} | ({"student"} if student else set())
+    return {row: origin for row, origin in ROWS.items() if origin in present}
+
+
+def run_evaluation(context: RunContext, stage: str) -> dict[str, Any]:
+    """Read every model; a model that was read before an interruption is not read again."""
+    rows = rows_of(context.config.pipeline.stages)
+    context.console.stage_start(stage, len(rows), f"{len(rows)} models")
+    folder = context.directory(stage)
+    table: dict[str, dict[str, Any]] = {}
+    per_problem: dict[str, dict[str, float]] = {}
+    for number, (row, origin) in enumerate(rows.items(), start=1):
+        start = time.perf_counter()
+        reading, high = _read(context, row, origin, stage)
+        table[row], per_problem[row] = reading.row, reading.per_problem
+        if high is not None:
+            table[row]["high_temperature"] = high
+        shown = ("pass@1", "accuracy_any", "format", "language", "tokens")
+        values = {f"{row}/{key}": float(reading.row[key]) for key in shown if reading.row[key] is not None}
+        context.log(stage, number, {**values, "time/evaluation_s": time.perf_counter() - start})
+        if context.ranks.rank == 0:
+            write_lines(folder / f"samples-{row}.jsonl", sample_rows(reading))
+    pairs = {
+        f"{first} - {second}": paired_difference(per_problem[first], per_problem[second])
+        for first, second in PAIRS
+        if first in table and second in table
+    }
+    if context.ranks.rank == 0:
+        rows_out = [
+            {"problem": key, **{row: values[key] for row, values in per_problem.items()}} for key in per_problem["base"]
+        ]
+        write_lines(folder / "per_problem.jsonl", rows_out)
+    return {"eval": table, "pairs": pairs}
+
+
+def _read(context: RunContext, row: str, origin: str, stage: str) -> tuple[Reading, dict[str, Any] | None]:
+    config = context.config.for_stage(stage)
+    options = config.evaluation
+    policy = context.load(origin)
+    engine = RolloutEngine(policy, rows=config.rl.rollout_rows, seed=config.run.seed)
+    problems = context.prompts(policy, context.source.prompts("held_out"))
+    reading = read_model(
+        context,
+        engine,
+        problems,
+        samples_per_problem=options.samples_per_problem,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        max_tokens=options.max_tokens,
+        name=stage,
+    )
+    general = context.source.general_prompts("held_out")
+    reading.row |= {"refusal": None, "reward_model": None}
+    if general:
+        rewards = load_model_rewards(context, KINDS) if context.result("reward_models") else {}
+        written = context.prompts(policy, general)
+        reading.row |= read_general(context, engine, written, rewards=rewards, config=config)
+    if not options.high_temperature_samples:
+        return reading, None
+    high = read_model(
+        context,
+        engine,
+        problems,
+        samples_per_problem=options.high_temperature_samples,
+        temperature=options.high_temperature,
+        top_p=1.0,
+        max_tokens=options.max_tokens,
+        name=f"{stage} high temperature",
+    ).row
+    kept = ("pass@1", "pass@1_ci", "accuracy_any", "format", "language", "mixed", "tokens", "k")
+    return reading, {"temperature": options.high_temperature, **{key: high[key] for key in kept}}
+
+
+def sample_rows(reading: Reading) -> list[dict[str, Any]]:
+    """The first sample of the first held-out problems, for people to read."""
+    rows, seen = [], set()
+    for item in reading.samples:
+        prompt = item.rollout.prompt
+        if prompt.id in seen or len(seen) >= SAMPLES_KEPT:
+            continue
+        seen.add(prompt.id)
+        rows.append(
+            {
+                "prompt": prompt.text,
+                "answer": prompt.answer,
+                "response": item.rollout.text,
+                "right": item.parts["accuracy"],
+            }
+        )
+    return rows

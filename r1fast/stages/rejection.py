@@ -1,0 +1,68 @@
+"""Rejection sampling from RL 1's model: R1's filters, a yield report, and non-reasoning data beside it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from r1fast.config import RejectionConfig
+from r1fast.context import RunContext
+from r1fast.policy import Policy
+from r1fast.readings import chain_words
+from r1fast.records import ScoredRollout
+from r1fast.rewards.response import parse_response, response_text
+from r1fast.rollout import RolloutEngine
+from r1fast.sampling import Sampling
+from r1fast.source import Example
+from r1fast.stages.cold_start import repeats, score_accuracy, write_examples
+
+
+def run_rejection(context: RunContext, stage: str) -> dict[str, float]:
+    """Write `examples.jsonl`: what SFT 2 and distillation learn from."""
+    config = context.config.for_stage(stage)
+    options = config.rejection
+    policy = context.load("rl_1")
+    engine = RolloutEngine(policy, rows=config.rl.rollout_rows, seed=config.run.seed)
+    prompts = context.prompts(policy, context.source.prompts("train")[-options.prompts :])
+    context.console.stage_start(stage, 1, f"{len(prompts)} prompts x {options.samples_per_prompt}")
+    sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens, stage=stage, visit=0)
+    scored = score_accuracy(engine, context.ranks.shard(prompts), options.samples_per_prompt, sampling)
+    report: Counter[str] = Counter()
+    per_prompt: Counter[str] = Counter()
+    seen: set[tuple[str, str]] = set()
+    kept: list[Example] = []
+    for item in scored:
+        prompt, text = item.rollout.prompt, " ".join(item.rollout.text.split())
+        verdict = reject(item, options, policy)
+        if verdict == "kept" and (prompt.id, text) in seen:
+            verdict = "duplicate"
+        if verdict == "kept" and per_prompt[prompt.id] >= options.max_per_prompt:
+            verdict = "enough of this prompt"
+        report[verdict] += 1
+        if verdict == "kept":
+            seen.add((prompt.id, text))
+            per_prompt[prompt.id] += 1
+            kept.append(Example(prompt=prompt, response=item.rollout.text.strip()))
+    if options.general_share and context.ranks.rank == 0:
+        count = round(len(kept) * context.ranks.world_size * options.general_share / (1 - options.general_share))
+        kept += context.source.general_examples(count, config.run.seed)
+    return write_examples(context, stage, kept, report)
+
+
+def reject(item: ScoredRollout, options: RejectionConfig, policy: Policy) -> str:
+    """The first of R1's filters that a sample fails, or `kept`."""
+    if item.parts["accuracy"] < 1.0:
+        return "wrong"
+    rollout = item.rollout
+    response = parse_response(response_text(rollout.prompt, rollout))
+    if item.parts["format"] < 1.0 or response.chain is None:
+        return "not formatted"
+    target, total = chain_words(rollout)
+    if total == 0 or target < options.min_language * total:
+        return "mixed language"
+    if options.drop_code_blocks and "```" in response.chain:
+        return "code block"
+    if options.max_paragraph_tokens:
+        paragraphs = policy.tokenizer(response.chain.split("\n\n"), add_special_tokens=False)["input_ids"]
+        if max(map(len, paragraphs)) > options.max_paragraph_tokens:
+            return "long paragraph"
+    return "repetition" if repeats(response.chain) else "kept"

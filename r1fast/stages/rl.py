@@ -1,0 +1,245 @@
+"""Reinforcement learning by GRPO: R1-Zero, RL 1, RL 2 and the student's RL are this loop with other settings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence as Seq
+from dataclasses import replace
+
+import torch
+
+from r1fast.checkpoint import load_state, save_state
+from r1fast.config import Config
+from r1fast.context import START, RunContext
+from r1fast.diagnosis import why_stalled
+from r1fast.evaluate import dev_reading
+from r1fast.kernels.group_advantage import group_advantage
+from r1fast.metrics import ratios
+from r1fast.packing import pack
+from r1fast.policy import Policy
+from r1fast.readings import Sums, group_sums, sample_sums
+from r1fast.records import Batch, Prompt, ScoredRollout, Sequence
+from r1fast.rollout import RolloutEngine
+from r1fast.sampling import Sampling
+from r1fast.schedule import at, with_warmup
+from r1fast.scorer import ModelReward, Scorer
+from r1fast.stages.reward_models import load_model_rewards
+from r1fast.stream import Stream, permutation
+from r1fast.trainer import Trainer, global_denominator, score
+
+MAX_REFILLS = 4  # rounds of new prompts per rollout when groups without variance are replaced
+
+
+def run_rl(context: RunContext, stage: str) -> dict[str, float]:
+    """Train `stage`'s starting model by GRPO and write its checkpoint."""
+    loop = RLLoop(context, stage)
+    loop.run()
+    if context.ranks.rank == 0:
+        loop.policy.save(context.directory(stage) / "checkpoint")
+    context.ranks.barrier()
+    return {"steps": loop.config.rl.steps, **loop.last_dev}
+
+
+class RLLoop:
+    """One GRPO stage. A rollout serves `updates_per_rollout` optimizer steps; state is saved between rollouts."""
+
+    def __init__(self, context: RunContext, stage: str) -> None:
+        self.context, self.stage = context, stage
+        self.config: Config = context.config.for_stage(stage)
+        rl, seed = self.config.rl, self.config.run.seed
+        self.policy: Policy = context.load(START[stage], stage=stage)
+        self.trainer = Trainer(self.policy, self.config.optimizer, ranks=context.ranks)
+        self.engine = RolloutEngine(self.policy, rows=rl.rollout_rows, seed=seed)
+        self.reference = self.policy.copy() if self.config.loss.kl != "none" else None
+        self.scorer = Scorer(self.config.rewards, model_rewards=self._model_rewards())
+        self.prompts = Stream(context.prompts(self.policy, context.source.prompts("train")), f"{stage} {seed}")
+        self.general: Stream[Prompt] | None = None
+        if rl.general_prompts_per_step != 0:
+            general = context.prompts(self.policy, context.source.general_prompts("train"))
+            self.general = Stream(general, f"{stage} general {seed}")
+        self.dev = context.prompts(self.policy, context.source.prompts("dev"))[: rl.dev_problems]
+        self.step, self.cursor, self.general_cursor = 0, 0, 0
+        self.last_dev: dict[str, float] = {}
+        self.history: list[Mapping[str, float]] = []
+
+    def run(self) -> None:
+        """All steps, from the last saved state if there is one."""
+        rl = self.config.rl
+        self._resume()
+        self.scorer.check_gold(self.prompts.take(0, min(16, rl.steps * at(rl.prompts_per_step, 0))))
+        self.context.console.stage_start(
+            self.stage, rl.steps, f"GRPO, {at(rl.prompts_per_step, 0)} prompts x {rl.group_size}", first_step=self.step
+        )
+        if self.step == 0:
+            self._dev_evaluation()
+        try:
+            while self.step < rl.steps:
+                self._rollout_and_update()
+                if self.config.run.save_every_steps and self.step % self.config.run.save_every_steps == 0:
+                    self._save()
+        finally:
+            self.scorer.close()
+
+    def _rollout_and_update(self) -> None:
+        start = time.perf_counter()
+        scored = self._collect()
+        rollout_s = time.perf_counter() - start
+        groups = [
+            [item.reward for item in scored[i : i + self.config.rl.group_size]]
+            for i in range(0, len(scored), self.config.rl.group_size)
+        ]
+        sums = sample_sums(scored)
+        sums.update(group_sums(groups))
+        sums.update(self.scorer.take_metrics())
+        self._write_samples(scored)
+        updates = min(self.config.rl.updates_per_rollout, self.config.rl.steps - self.step)
+        minibatches = self._minibatches(scored)
+        old = None
+        if len(minibatches) > 1:  # later updates are off-policy: the ratio needs the log-probs before the first
+            old = [score(self.policy, batches, temperature=self._temperature()) for batches in minibatches]
+        for number, batches in enumerate(minibatches[:updates]):
+            self._update(
+                batches,
+                old[number] if old else None,
+                sums if number == 0 else Sums(),
+                rollout_s if number == 0 else 0.0,
+            )
+
+    def _update(self, batches: list[Batch], old: list[torch.Tensor] | None, sums: Sums, rollout_s: float) -> None:
+        start = time.perf_counter()
+        rl, loss = self.config.rl, self.config.policy_loss(self.step)
+        rate = with_warmup(at(rl.lr, self.step), self.step, rl.warmup_steps)
+        temperature = self._temperature()
+        ref = None
+        if self.reference is not None and loss.kl_coef > 0:
+            ref = score(self.reference, batches, temperature=temperature)
+        update_sums = self.trainer.step(
+            batches,
+            loss=loss,
+            denominator=global_denominator(loss.aggregate, batches, self.context.ranks),
+            lr=rate,
+            temperature=temperature,
+            old_logp=old,
+            ref_logp=ref,
+        )
+        self.step += 1
+        if self.reference is not None and rl.reference_refresh_steps and self.step % rl.reference_refresh_steps == 0:
+            self.reference.copy_weights_(self.policy)
+        update_s = time.perf_counter() - start
+        values = {**ratios(self.context.ranks.reduce(sums)), **ratios(update_sums), "lr": rate}
+        values |= {"time/rollout_s": rollout_s, "time/update_s": update_s}
+        if "length" in values and rollout_s > 0:
+            values["time/tokens_per_s"] = sums["length_sum"] * self.context.ranks.world_size / rollout_s
+        if rl.dev_every_steps and (self.step % rl.dev_every_steps == 0 or self.step == rl.steps):
+            values |= self._dev_evaluation()
+        self.context.log(self.stage, self.step, values)
+        self.history.append(values)
+        for reason in why_stalled(self.history):
+            self.context.console.warn(reason)
+
+    def _collect(self) -> list[ScoredRollout]:
+        """Whole groups of this rank, with advantages; groups without variance replaced if the recipe asks."""
+        rl = self.config.rl
+        wanted = rl.updates_per_rollout * at(rl.prompts_per_step, self.step)
+        wanted_general = rl.updates_per_rollout * at(rl.general_prompts_per_step, self.step)
+        kept: list[ScoredRollout] = []
+        for _ in range(MAX_REFILLS if rl.zero_variance == "refill" else 1):
+            prompts = self.prompts.take(self.cursor, wanted)
+            self.cursor += wanted
+            if self.general is not None and wanted_general:
+                prompts = prompts + self.general.take(self.general_cursor, wanted_general)
+                self.general_cursor += wanted_general
+            scored = self._sample(self.context.ranks.shard(prompts))
+            if rl.zero_variance == "keep":
+                return scored
+            kept += [item for item in scored if item.advantage != 0.0]
+            missing = wanted - self.context.ranks.reduce({"groups_sum": len(kept) / rl.group_size})["groups_sum"]
+            if missing <= 0:
+                break
+            wanted, wanted_general = round(missing), 0
+        return kept or scored
+
+    def _sample(self, prompts: list[Prompt]) -> list[ScoredRollout]:
+        rl = self.config.rl
+        sampling = Sampling(
+            temperature=self._temperature(),
+            top_p=at(rl.top_p, self.step),
+            max_tokens=at(rl.max_tokens, self.step),
+            stage=self.stage,
+            visit=self.cursor,
+        )
+        scored = self.scorer.score(self.engine.generate(prompts, rl.group_size, sampling), self.step)
+        if not scored:
+            return []
+        rewards = torch.tensor([item.reward for item in scored], dtype=torch.float64)
+        group = torch.arange(len(prompts)).repeat_interleave(rl.group_size)
+        advantages = group_advantage(rewards, group, baseline=rl.baseline, scale=rl.advantage_scale)
+        return [replace(item, advantage=value) for item, value in zip(scored, advantages.tolist(), strict=True)]
+
+    def _minibatches(self, scored: Seq[ScoredRollout]) -> list[list[Batch]]:
+        """The rollout split at random into one list of micro-batches per optimizer step."""
+        updates = self.config.rl.updates_per_rollout
+        order = permutation(len(scored), f"minibatches {self.stage} {self.config.run.seed} {self.step}")
+        if updates == 1:
+            order = list(range(len(scored)))
+        size = -(-len(scored) // updates)
+        budget = self.config.optimizer.micro_batch_tokens
+        sequences = [as_sequence(scored[number]) for number in order]
+        return [pack(sequences[i * size : (i + 1) * size], micro_batch_tokens=budget) for i in range(updates)]
+
+    def _temperature(self) -> float:
+        return at(self.config.rl.temperature, self.step)
+
+    def _model_rewards(self) -> dict[str, ModelReward]:
+        names = {name for table in self.config.rewards.values() for name in table}
+        return load_model_rewards(self.context, names)
+
+    def _dev_evaluation(self) -> dict[str, float]:
+        if not self.config.rl.dev_every_steps or not self.dev:
+            return {}
+        start = time.perf_counter()
+        self.last_dev = dev_reading(self.context, self.engine, self.dev, self.config)
+        return {**self.last_dev, "time/dev_s": time.perf_counter() - start}
+
+    def _write_samples(self, scored: Seq[ScoredRollout]) -> None:
+        count = self.config.run.samples_per_step
+        if self.context.ranks.rank == 0 and count:
+            self.context.write_samples(self.stage, self.step, scored[: max(count, self.config.rl.group_size)])
+
+    def _save(self) -> None:
+        """Everything the next step depends on; sampling is counter-based, so there is no generator state."""
+        if self.context.ranks.rank == 0:
+            state = {
+                "step": self.step,
+                "cursor": self.cursor,
+                "general_cursor": self.general_cursor,
+                "trainer": self.trainer.state_dict(),
+                "reference": self.reference.module.state_dict() if self.reference else None,
+            }
+            save_state(self.context.directory(self.stage), state)
+        self.context.ranks.barrier()
+
+    def _resume(self) -> None:
+        state = load_state(self.context.directory(self.stage))
+        if state is None:
+            self.context.truncate_metrics(self.stage, 0)
+            return
+        self.step, self.cursor, self.general_cursor = state["step"], state["cursor"], state["general_cursor"]
+        self.trainer.load_state_dict(state["trainer"])
+        if self.reference is not None:
+            self.reference.module.load_state_dict(state["reference"])
+        self.context.truncate_metrics(self.stage, self.step + 1)
+        self.context.console.note(f"{self.stage}: continuing after step {self.step}")
+
+
+def as_sequence(item: ScoredRollout) -> Sequence:
+    """A completion as a training sequence: the very token ids that were sampled."""
+    rollout = item.rollout
+    prompt = torch.tensor(rollout.prompt.token_ids, dtype=torch.int64)
+    return Sequence(
+        token_ids=torch.cat([prompt, rollout.token_ids]),
+        num_prompt_tokens=len(prompt),
+        advantage=item.advantage,
+        rollout_logp=rollout.logp,
+        log_kept_mass=rollout.log_kept_mass,
+    )

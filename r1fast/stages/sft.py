@@ -1,0 +1,97 @@
+"""Supervised fine-tuning: SFT 1 on the cold start's data, SFT 2 and distillation on the rejection-sampled set."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from r1fast.config import Config
+from r1fast.context import START, RunContext, read_lines
+from r1fast.kernels.grpo_loss import PolicyLoss
+from r1fast.metrics import ratios
+from r1fast.packing import pack
+from r1fast.policy import Policy
+from r1fast.records import Prompt, Sequence
+from r1fast.schedule import at, cosine, with_warmup
+from r1fast.source import Example
+from r1fast.templates import write_prompts
+from r1fast.stream import Stream
+from r1fast.trainer import Trainer, global_denominator
+
+# Stage -> the stage whose examples.jsonl it learns from.
+DATA = {"sft_1": "cold_start", "sft_2": "rejection", "distill": "rejection"}
+
+
+def run_sft(context: RunContext, stage: str) -> dict[str, float]:
+    """Train `stage`'s starting model on its examples and write its checkpoint."""
+    config = context.config.for_stage(stage)
+    policy = context.load(START[stage], stage=stage)
+    examples = read_examples(context.directory(DATA[stage]) / "examples.jsonl")
+    general = config.sft.general_share
+    if general:
+        count = round(len(examples) * general / (1 - general))
+        examples += context.source.general_examples(count, config.run.seed)
+    sequences = encode_examples(examples, policy)
+    steps = num_steps(config, len(sequences))
+    trainer = Trainer(policy, config.optimizer, ranks=context.ranks)
+    stream = Stream(sequences, f"{stage} {config.run.seed}")
+    context.console.stage_start(stage, steps, f"{len(sequences):,} examples")
+    for step in range(steps):
+        start = time.perf_counter()
+        chosen = context.ranks.shard(stream.take(step * config.sft.batch_size, config.sft.batch_size))
+        batches = pack(chosen, micro_batch_tokens=config.optimizer.micro_batch_tokens)
+        denominator = global_denominator("token_mean", batches, context.ranks)
+        rate = learning_rate(config, step, steps)
+        sums = trainer.step(batches, loss=NLL, denominator=denominator, lr=rate)
+        elapsed = time.perf_counter() - start
+        times = {"time/step_s": elapsed, "time/tokens_per_s": sums["tokens_count"] / elapsed}
+        context.log(stage, step + 1, {**ratios(sums), "lr": rate, **times})
+    if context.ranks.rank == 0:
+        policy.save(context.directory(stage) / "checkpoint")
+    context.ranks.barrier()
+    return {"examples": len(sequences), "steps": steps}
+
+
+NLL = PolicyLoss(objective="nll", kl="none", kl_coef=0.0, aggregate="token_mean")
+
+
+def num_steps(config: Config, num_examples: int) -> int:
+    """[sft] steps, or as many as its epochs need."""
+    return config.sft.steps or max(1, round(config.sft.epochs * num_examples / config.sft.batch_size))
+
+
+def learning_rate(config: Config, step: int, steps: int) -> float:
+    """Warm-up, then cosine from `lr` to `lr_final`."""
+    rate = cosine(at(config.sft.lr, step), at(config.sft.lr_final, step), step, steps)
+    return with_warmup(rate, step, config.sft.warmup_steps)
+
+
+def encode_examples(examples: list[Example], policy: Policy) -> list[Sequence]:
+    """Prompt in the policy's template, then the response and an end token; loss on the response alone."""
+    prompts = write_prompts([example.prompt for example in examples], policy.tokenizer)
+    responses = policy.tokenizer([example.response for example in examples], add_special_tokens=False)["input_ids"]
+    return [
+        Sequence(
+            token_ids=torch.tensor([*prompt.token_ids, *response, policy.eos_token_ids[0]]),
+            num_prompt_tokens=len(prompt.token_ids),
+        )
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+
+
+def read_examples(path: Path) -> list[Example]:
+    """The examples that `write_examples` wrote."""
+    return [
+        Example(prompt=Prompt(token_ids=(), **{k: row[k] for k in PROMPT_KEYS}), response=row["response"])
+        for row in read_lines(path)
+    ]
+
+
+PROMPT_KEYS = ("id", "text", "kind", "language", "answer")
+
+
+def example_row(example: Example) -> dict[str, str]:
+    """One line of examples.jsonl."""
+    return {**{key: getattr(example.prompt, key) for key in PROMPT_KEYS}, "response": example.response}

@@ -1,0 +1,64 @@
+"""From a checked configuration to a run: source, log and console put together; and the plan of a dry run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.console import Console as RichConsole
+from transformers import AutoConfig
+
+from r1fast.config import Config
+from r1fast.console import Console
+from r1fast.context import RunContext, compute_dtype
+from r1fast.distributed import Ranks, idle_gpu_hint
+from r1fast.metrics import MetricsLog
+from r1fast.models import model_path
+from r1fast.plan import ModelSize, make_plan, print_plan, probe_speed
+from r1fast.source import Source
+from r1fast.tiny.source import TinySource
+
+TINY_TRAIN_PROMPTS = 4096
+
+
+def open_source(config: Config) -> Source:
+    """The source that [data] names."""
+    data = config.data
+    if data.source == "tiny":
+        return TinySource(
+            num_train=data.num_train or TINY_TRAIN_PROMPTS,
+            num_dev=data.num_dev,
+            num_held_out=data.num_held_out,
+            seed=data.seed,
+        )
+    from r1fast.data import PromptSource
+
+    return PromptSource(data)
+
+
+def open_run(config: Config, run_dir: Path, ranks: Ranks) -> RunContext:
+    """Everything the stages share."""
+    leads = ranks.rank == 0
+    context = RunContext(
+        config=config,
+        run_dir=run_dir,
+        ranks=ranks,
+        console=Console(enabled=leads),
+        metrics=MetricsLog(run_dir, tensorboard=config.run.tensorboard) if leads else None,
+        source=open_source(config),
+    )
+    hint = idle_gpu_hint(ranks)
+    if hint:
+        context.console.warn(hint)
+    return context
+
+
+def plan_of(config: Config) -> None:
+    """Print what a run would do, from the models' configurations alone."""
+    device = torch.device("cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu")
+    dtype = compute_dtype(config, device)
+    model, student = (
+        ModelSize.of(AutoConfig.from_pretrained(model_path(name))) for name in (config.model.path, config.model.student)
+    )
+    plan = make_plan(config, model, student=student, speed=probe_speed(device, dtype), compute_bytes=dtype.itemsize)
+    print_plan(plan, RichConsole())

@@ -1,0 +1,156 @@
+"""The main job: `torchrun -m r1fast.train`, `python -m r1fast.train` and `r1fast train` are the same.
+
+Exit codes: 0 done or saved on SIGTERM, 2 bad input, 1 failure.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from r1fast.config import Config, ConfigError
+from r1fast.options import Invocation, differing_keys, help_text, parse, read_config, to_toml
+
+BAD_INPUT = 2
+
+
+class Stopped(Exception):
+    """SIGTERM arrived; what was saved stays, the next launch continues."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, set up, run or continue; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        invocation = parse(arguments)
+    except ConfigError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"r1fast: {error}", file=sys.stderr, flush=True)
+        return BAD_INPUT
+    if invocation.wants_help:
+        print(help_text())
+        return 0
+    if invocation.dry_run:
+        return _dry_run(invocation.config)
+    return _train(invocation)
+
+
+def run_directory(invocation: Invocation) -> Path:
+    """[run] dir, or runs/RECIPE."""
+    config = invocation.config
+    return Path(config.run.dir) if config.run.dir else Path("runs") / (config.run.name or Path(invocation.recipe).stem)
+
+
+def _dry_run(config: Config) -> int:
+    from r1fast.start import plan_of
+
+    try:
+        plan_of(config)
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"r1fast: {error}", file=sys.stderr, flush=True)
+        return BAD_INPUT
+    return 0
+
+
+def _train(invocation: Invocation) -> int:
+    from r1fast import distributed
+    from r1fast.start import open_run
+
+    config, run_dir = invocation.config, run_directory(invocation)
+    _set_threads(config)
+    ranks = distributed.start(config.run.device)
+    try:
+        with _sigterm(), distributed.lock_run_dir(run_dir, ranks.rank):
+            if ranks.rank == 0:
+                _claim(config, run_dir)
+            ranks.barrier()
+            return _run(open_run(config, run_dir, ranks))
+    except (ConfigError, ValueError) as error:
+        if ranks.rank == 0:
+            print(f"r1fast: {error}", file=sys.stderr, flush=True)
+        return BAD_INPUT
+    except Stopped:
+        if ranks.rank == 0:
+            print(f"r1fast: stopped by SIGTERM; the same command continues {run_dir}", file=sys.stderr, flush=True)
+        return 0
+    finally:
+        ranks.shutdown()
+
+
+def _run(context: Any) -> int:
+    from r1fast.pipeline import run_pipeline
+
+    with context.console:
+        whole = run_pipeline(context)
+        if context.ranks.rank == 0:
+            show(context, whole)
+    return 0
+
+
+def show(context: Any, whole: dict[str, Any]) -> None:
+    """The closing table, the paper's curves, and where everything is."""
+    from r1fast.metrics import read_metrics
+
+    if whole["eval"]:
+        context.console.table(whole["eval"])
+    context.console.sparklines(read_metrics(context.run_dir))
+    for name, pair in whole["pairs"].items():
+        low, high = pair["ci"]
+        context.console.note(
+            f"pass@1 {name}: {pair['mean']:+.3f} [{low:+.3f}, {high:+.3f}] over {pair['num_problems']} problems"
+        )
+    minutes, gib = whole["wall_s"] / 60, whole["peak_pss_bytes"] / 2**30
+    context.console.note(
+        f"{minutes:.1f} minutes, {gib:.2f} GiB at the peak (whole process tree); everything is in {context.run_dir}"
+    )
+
+
+def _claim(config: Config, run_dir: Path) -> None:
+    """Write config.toml, or refuse a directory that another recipe has used."""
+    path = run_dir / "config.toml"
+    if path.exists():
+        keys = differing_keys(read_config(path), config)
+        if keys:
+            raise ConfigError(
+                f"{run_dir} holds a run with another recipe; it differs in {', '.join(keys)}. "
+                "Give --run another directory, or the options it was started with"
+            )
+        return
+    from r1fast.pipeline import versions
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    about = {**versions(), "command": " ".join(["python -m r1fast.train", *sys.argv[1:]])}
+    partial = path.with_suffix(".partial")
+    partial.write_text(to_toml(config, about), encoding="utf-8")
+    partial.replace(path)
+
+
+def _set_threads(config: Config) -> None:
+    import torch
+
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+
+
+@contextmanager
+def _sigterm() -> Iterator[None]:
+    """Turn SIGTERM into `Stopped`, raised between two Python instructions of the main thread."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
