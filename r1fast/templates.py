@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from r1fast.records import Prompt
@@ -34,6 +35,7 @@ R1_ZERO_CHAT = (
 NONE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 NAMES = ("r1_zero", "r1_zero_chat", "chat", "none")
+RECIPES = Path(__file__).parent / "recipes"
 # `metadata` key: text that the template puts at the start of the answer, so that rewards see the answer whole.
 RESPONSE_PREFIX = "response_prefix"
 _OPEN_CHAIN = re.compile(re.escape(THINK) + r"\s*$")
@@ -44,10 +46,14 @@ def set_template(tokenizer: Any, name: str, *, embedded: bool = False) -> None:
 
     `r1_zero`: the paper's text; `r1_zero_chat`: the same as the system message of the tokenizer's own template;
     `chat`: the tokenizer's own; `none`: the question as it is. `embedded`: the tiny world's versions of the first and
-    the third. Raises ValueError for an unknown name or a tokenizer without the template it needs.
+    the third. A name ending in `.jinja` is a file: a path, or one that lies with the recipes. Raises ValueError for an
+    unknown name, a missing file, or a tokenizer without the template it needs.
     """
+    if name.endswith(".jinja"):
+        tokenizer.chat_template = _read(name)
+        return
     if name not in NAMES:
-        raise ValueError(f"model.template = {name!r} must be one of {', '.join(NAMES)}")
+        raise ValueError(f"model.template = {name!r} must be one of {', '.join(NAMES)}, or a file ending in .jinja")
     if name in ("chat", "r1_zero_chat") and not embedded and not tokenizer.chat_template:
         raise ValueError(
             f"model.template = {name!r} needs a tokenizer with a chat template, this one has none; use r1_zero or none"
@@ -85,6 +91,14 @@ def render(question: str, tokenizer: Any) -> str:
     """The templated text of a question, up to where the answer starts."""
     messages = [{"role": "user", "content": question}]
     return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+
+def _read(name: str) -> str:
+    for path in (Path(name).expanduser(), RECIPES / name):
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    known = ", ".join(sorted(path.name for path in RECIPES.glob("*.jinja")))
+    raise ValueError(f"model.template = {name!r}: no such file; give a path, or one that comes with r1fast ({known})")
 
 
 def _bos(tokenizer: Any) -> str:

@@ -1,0 +1,100 @@
+"""Prompt templates: what a model reads, token by token, and what travels with the tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from r1fast.records import Prompt
+from r1fast.templates import INSTRUCTION, RESPONSE_PREFIX, render, set_template, write_prompts
+from r1fast.tiny.tokenizer import build_tokenizer
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    """Characters as tokens, with a conversation template of its own."""
+    alphabet = {chr(code): code for code in range(128)}
+    core = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    fast = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="\x00", bos_token="\x01")
+    fast.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
+    return fast
+
+
+def test_the_paper_template(tokenizer: Any, tmp_path: Path) -> None:
+    set_template(tokenizer, "r1_zero")
+    assert render("2 + 3 ?", tokenizer) == INSTRUCTION + " User: 2 + 3 ? Assistant:"
+    tokenizer.save_pretrained(tmp_path)
+    saved: Any = AutoTokenizer.from_pretrained(tmp_path)
+    assert render("2 + 3 ?", saved) == INSTRUCTION + " User: 2 + 3 ? Assistant:"
+
+
+def test_templates_of_the_tokenizer(tokenizer: Any) -> None:
+    set_template(tokenizer, "chat")
+    assert render("hi", tokenizer) == "[user]hi[assistant]"
+    set_template(tokenizer, "r1_zero_chat")
+    assert render("hi", tokenizer) == f"[system]{INSTRUCTION}[user]hi[assistant]"
+    set_template(tokenizer, "r1_zero_chat")  # a checkpoint that has it already
+    assert render("hi", tokenizer) == f"[system]{INSTRUCTION}[user]hi[assistant]"
+    set_template(tokenizer, "none")
+    assert render("hi", tokenizer) == "hi"
+
+
+def test_the_embedded_templates() -> None:
+    tokenizer: Any = build_tokenizer()
+    set_template(tokenizer, "r1_zero", embedded=True)
+    question = "tom has 3 apples ."
+    assert (
+        render(question, tokenizer)
+        == f"<bos> <instruction> <think> </think> <answer> </answer> <user> {question} <assistant>"
+    )
+    set_template(tokenizer, "chat", embedded=True)
+    assert render(question, tokenizer) == f"<bos> <user> {question} <assistant>"
+
+
+def test_a_bos_is_written_where_the_tokenizer_writes_one() -> None:
+    tokenizer: Any = build_tokenizer()
+    set_template(tokenizer, "none")
+    assert render("tom", tokenizer) == "tom"
+    from tokenizers.processors import TemplateProcessing
+
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<bos> $A", special_tokens=[("<bos>", bos)])
+    set_template(tokenizer, "none")
+    (prompt,) = write_prompts([Prompt(id="a", text=" tom", token_ids=())], tokenizer)
+    assert prompt.token_ids == (bos, tokenizer.convert_tokens_to_ids("tom"))
+
+
+def test_write_prompts_notes_an_opened_chain(tokenizer: Any, tmp_path: Path) -> None:
+    file = tmp_path / "own.jinja"
+    file.write_text("Q: {{ messages[0]['content'] }} A: <think>\n")
+    set_template(tokenizer, str(file))
+    (prompt,) = write_prompts([Prompt(id="a", text="1+1", token_ids=(), metadata={"x": "y"})], tokenizer)
+    assert "".join(map(chr, prompt.token_ids)).rstrip() == "Q: 1+1 A: <think>"
+    assert prompt.text == "1+1"
+    assert prompt.metadata == {"x": "y", RESPONSE_PREFIX: "<think>"}
+    set_template(tokenizer, "none")
+    with pytest.raises(ValueError, match="no tokens"):
+        write_prompts([Prompt(id="a", text="", token_ids=())], tokenizer)
+
+
+def test_the_smollm2_template_shows_two_examples(tokenizer: Any) -> None:
+    set_template(tokenizer, "smollm2-zero.jinja")
+    text = render("5 - 1 =", tokenizer)
+    assert text.count("<|im_start|>user\n") == 3 and text.count("</answer><|im_end|>\n") == 2
+    assert text.startswith("<|im_start|>user\nState the final answer")
+    assert text.endswith("<|im_start|>user\n5 - 1 =<|im_end|>\n<|im_start|>assistant\n<think>")
+
+
+def test_what_cannot_be_honoured_raises(tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="must be one of"):
+        set_template(tokenizer, "r1-zero")
+    with pytest.raises(ValueError, match=r"no such file.*smollm2-zero\.jinja"):
+        set_template(tokenizer, "missing.jinja")
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="has none"):
+        set_template(tokenizer, "chat")
