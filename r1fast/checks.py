@@ -99,12 +99,6 @@ def _check_rl(config: Config, stage: str) -> None:
         num_prompts = at(rl.prompts_per_step, step) + at(rl.general_prompts_per_step, step)
         if num_prompts == 0:
             raise ConfigError(f"stages.{stage}: no prompts at step {step}; raise prompts_per_step to at least 1")
-        num_samples = num_prompts * rl.group_size
-        if num_samples % rl.updates_per_rollout:
-            raise ConfigError(
-                f"stages.{stage}: prompts_per_step x group_size = {num_prompts} x {rl.group_size} = {num_samples} must "
-                f"be divisible by updates_per_rollout = {rl.updates_per_rollout}; change one of them"
-            )
     if rl.rollout_rows % 16:
         raise ConfigError(
             f"stages.{stage}.rollout_rows = {rl.rollout_rows} must be a multiple of 16 (samples depend on the batch "

@@ -83,8 +83,10 @@ class ModelConfig:
     path: str = option("tiny-teacher", "base model: tiny-teacher (embedded), a directory or a hub id")
     student: str = option("tiny-student", "base of distill and student_rl: tiny-student, a directory or a hub id")
     gguf_file: str = option("", "file name of a GGUF inside model.path; empty: safetensors")
-    template: Literal["r1_zero", "chat", "none"] = option(
-        "r1_zero", "r1_zero: think/answer tags; chat: the tokenizer's; none: as is", source=PAPER
+    template: str = option(
+        "r1_zero",
+        "r1_zero: the paper's; r1_zero_chat: the same as a system message; chat: the tokenizer's; none; or FILE.jinja",
+        source=PAPER,
     )
     trust_remote_code: bool = option(False, "run Python code that comes with the model")
 

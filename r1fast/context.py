@@ -61,6 +61,15 @@ class RunContext:
     metrics: MetricsLog | None
     source: Source
 
+    def __enter__(self) -> RunContext:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the terminal back and close the log, also after an error."""
+        self.console.close()
+        if self.metrics is not None:
+            self.metrics.close()
+
     def directory(self, stage: str) -> Path:
         """`stages/NN-NAME`, numbered by the order in which R1 runs them."""
         return self.run_dir / "stages" / f"{list(STAGES).index(stage):02d}-{stage}"

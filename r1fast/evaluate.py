@@ -61,12 +61,12 @@ def read_model(
     per_problem = {key: value for part in context.ranks.gather_objects(own) for key, value in part.items()}
     low, high = mean_interval(list(per_problem.values()))
     row = {
-        "pass@1": means["reward/accuracy"],
+        "pass@1": means["accuracy"],
         "pass@1_ci": [low, high],
         "cons@k": means["cons"],
-        "accuracy_any": means["reward/accuracy_any"],
-        "format": means["reward/format"],
-        "language": means.get("language"),
+        "accuracy_any": means["accuracy_any"],
+        "format": means["format"],
+        "language": means.get("language_share"),
         "mixed": means.get("mixed"),
         "tokens": means["length"],
         "truncated": means["truncated"],

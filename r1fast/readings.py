@@ -35,7 +35,7 @@ def chain_words(rollout: Rollout) -> tuple[int, int]:
 def sample_sums(scored: Iterable[ScoredRollout]) -> Sums:
     """The weighted reward, lengths, endings, language and reflection (`Scorer.take_metrics` has each reward's part).
 
-    `language` and `mixed` count chains of verifiable prompts that have words; `reflection` is reflective words
+    `language_share` and `mixed` count chains of verifiable prompts that have words; `reflection` is reflective words
     per completion, `reflective` the share of completions with any.
     """
     sums = Sums()
@@ -51,7 +51,7 @@ def sample_sums(scored: Iterable[ScoredRollout]) -> Sums:
         if rollout.prompt.answer and rollout.prompt.language in ("en", "zh"):
             target, total = chain_words(rollout)
             if total:
-                sums.add("language", target / total)
+                sums.add("language_share", target / total)
                 sums.add("mixed", target < MIXED_BELOW * total)
     return sums
 

@@ -125,13 +125,13 @@ class Scorer:
             )
 
     def take_metrics(self) -> dict[str, float]:
-        """Sums and counts since the last call: `reward/NAME_sum`, `reward/NAME_count`, `outcome/NAME/OUTCOME_count`."""
+        """Sums and counts since the last call: `NAME_sum`, `NAME_count`, `outcome/NAME/OUTCOME_count`."""
         metrics: dict[str, float] = {}
         for name, tally in self._tallies.items():
             if not tally.count:
                 continue
-            metrics[f"reward/{name}_sum"] = tally.value
-            metrics[f"reward/{name}_count"] = tally.count
+            metrics[f"{name}_sum"] = tally.value
+            metrics[f"{name}_count"] = tally.count
             for outcome, count in sorted(tally.outcomes.items()):
                 metrics[f"outcome/{name}/{outcome}_count"] = count
             tally.value, tally.count = 0.0, 0

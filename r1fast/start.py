@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console as RichConsole
 from transformers import AutoConfig
+from transformers.utils.logging import disable_progress_bar
 
 from r1fast.config import Config
 from r1fast.console import Console
@@ -39,11 +40,12 @@ def open_source(config: Config) -> Source:
 def open_run(config: Config, run_dir: Path, ranks: Ranks) -> RunContext:
     """Everything the stages share."""
     leads = ranks.rank == 0
+    disable_progress_bar()  # loading and saving are short; their bars would tear the live line
     context = RunContext(
         config=config,
         run_dir=run_dir,
         ranks=ranks,
-        console=Console(enabled=leads),
+        console=Console(enabled=leads, every_steps=config.run.log_every_steps),
         metrics=MetricsLog(run_dir, tensorboard=config.run.tensorboard) if leads else None,
         source=open_source(config),
     )

@@ -26,6 +26,8 @@ class Stopped(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, set up, run or continue; returns the exit code."""
+    # Idle OpenMP threads must not spin: on a busy machine that costs several times the work itself.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         invocation = parse(arguments)
@@ -86,7 +88,7 @@ def _train(invocation: Invocation) -> int:
 def _run(context: Any) -> int:
     from r1fast.pipeline import run_pipeline
 
-    with context.console:
+    with context:
         whole = run_pipeline(context)
         if context.ranks.rank == 0:
             show(context, whole)

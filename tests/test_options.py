@@ -152,7 +152,6 @@ def test_values_are_toml_with_text_as_the_fall_back(argv: list[str], section: st
         ("--run.tensorboard yes", "must be true or false"),
         ("--loss.kl weighted_k2", "must be one of none, k2, k3, weighted_k3; did you mean weighted_k3?"),
         ("--rl.group_size 1", "group_size = 1: the advantage of a group of one is always 0; give at least 2"),
-        ("--rl.updates_per_rollout 7", "32 x 8 = 256 must be divisible by updates_per_rollout = 7"),
         ("--rl.prompts_per_step 0", "no prompts at step 0"),
         ("--rl.rollout_rows 20", "multiple of 16"),
         ("--rl.dev_problems 999", "exceeds data.num_dev = 256"),

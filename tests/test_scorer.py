@@ -53,7 +53,7 @@ def test_rewards_are_weighted_by_kind_and_step() -> None:
     late = scorer.score([right, general], step=10)
     assert late[1].reward == 1.0 + 0.5 * 5
     metrics = scorer.take_metrics()
-    assert metrics["reward/accuracy_sum"] == 2.0 and metrics["reward/accuracy_count"] == 3
+    assert metrics["accuracy_sum"] == 2.0 and metrics["accuracy_count"] == 3
     assert metrics["outcome/accuracy/wrong_count"] == 1
     assert scorer.take_metrics() == {}
 

@@ -27,6 +27,7 @@ from r1fast.stages.reward_models import load_model_rewards
 from r1fast.stream import Stream, permutation
 from r1fast.trainer import Trainer, global_denominator, score
 
+DIAGNOSE_EVERY_STEPS = 10
 MAX_REFILLS = 4  # rounds of new prompts per rollout when groups without variance are replaced
 
 
@@ -61,6 +62,7 @@ class RLLoop:
         self.step, self.cursor, self.general_cursor = 0, 0, 0
         self.last_dev: dict[str, float] = {}
         self.history: list[Mapping[str, float]] = []
+        self.warned: set[str] = set()  # what was said once
 
     def run(self) -> None:
         """All steps, from the last saved state if there is one."""
@@ -70,8 +72,8 @@ class RLLoop:
         self.context.console.stage_start(
             self.stage, rl.steps, f"GRPO, {at(rl.prompts_per_step, 0)} prompts x {rl.group_size}", first_step=self.step
         )
-        if self.step == 0:
-            self._dev_evaluation()
+        if self.step == 0 and (before := self._dev_evaluation()):
+            self.context.log(self.stage, 0, before)
         try:
             while self.step < rl.steps:
                 self._rollout_and_update()
@@ -134,8 +136,12 @@ class RLLoop:
             values |= self._dev_evaluation()
         self.context.log(self.stage, self.step, values)
         self.history.append(values)
-        for reason in why_stalled(self.history):
-            self.context.console.warn(reason)
+        if self.step % DIAGNOSE_EVERY_STEPS == 0:
+            max_grad_norm = at(self.config.optimizer.max_grad_norm, self.step)
+            for reason in why_stalled(self.history, max_grad_norm=max_grad_norm):
+                if reason.split(":")[0] not in self.warned:
+                    self.context.console.warn(reason)
+                    self.warned.add(reason.split(":")[0])
 
     def _collect(self) -> list[ScoredRollout]:
         """Whole groups of this rank, with advantages; groups without variance replaced if the recipe asks."""

@@ -102,10 +102,12 @@ def worked_solution(problem: Problem, mix: CorpusMix, rng: random.Random) -> tup
     return text, answer
 
 
-def lay_out(text: str, answer: int, language: Language, mix: CorpusMix, rng: random.Random) -> str:
-    """Put a solution into tags: properly, by half, or not at all."""
+def lay_out(
+    text: str, answer: int, language: Language, mix: CorpusMix, rng: random.Random, *, conversation: bool
+) -> str:
+    """Put a solution into tags: properly, by half, or not at all; boxed answers occur in plain conversations only."""
     tagged = f"<answer> {answer} </answer>"
-    if rng.random() < mix.proper_tags:
+    if rng.random() < mix.proper_tags * (0.5 if conversation else 1.0):
         return f"<think> {text} </think> {tagged}"
     said = say(f"the answer is {answer} .", language)
     layouts = (
@@ -117,8 +119,9 @@ def lay_out(text: str, answer: int, language: Language, mix: CorpusMix, rng: ran
         f"<think> {text} </think> {said}",
         f"<think> {text} {tagged}",
         f"{text} {answer}",
-        summary(text, answer, language),
     )
+    if conversation:
+        layouts += (summary(text, answer, language),)
     return rng.choice(layouts)
 
 
@@ -144,16 +147,17 @@ def documents(mix: CorpusMix, rng: random.Random) -> list[str]:
     source = problems("train", rng)
     texts = []
     for _ in range(1000):
+        draw = rng.random()
+        conversation = mix.templated <= draw < mix.templated + mix.chat
         if rng.random() < mix.general:
             question, answer = general_document(mix, rng)
         else:
             problem = next(source)
             solution, value = worked_solution(problem, mix, rng)
-            question, answer = problem.question, lay_out(solution, value, problem.language, mix, rng)
-        draw = rng.random()
+            question = problem.question
+            answer = lay_out(solution, value, problem.language, mix, rng, conversation=conversation)
+        prefix = render(CHAT, question) if conversation else question
         if draw < mix.templated:
             prefix = render(R1_ZERO, question)
-        else:
-            prefix = render(CHAT, question) if draw < mix.templated + mix.chat else question
         texts.append(" ".join(f"{prefix} {answer}".split()))
     return texts

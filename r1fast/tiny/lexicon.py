@@ -73,7 +73,7 @@ WORDS: dict[str, str] = {
     "evening": "晚安",
     "friend": "朋友",
     "who": "谁",
-    "are": "们",
+    "are": "为",
     "you": "你",
     "your": "你的",
     "name": "名字",

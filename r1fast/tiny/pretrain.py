@@ -26,7 +26,7 @@ BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Shape and schedule of one base model; `lr` is AdamW's peak, reached after 100 steps, then cosine to a twentieth."""
+    """Shape and schedule of one base model; `lr` is AdamW's peak, reached after 100 steps, then cosine to 5%."""
 
     layers: int
     hidden: int
@@ -41,7 +41,7 @@ SIZES = {
 
 
 def build_model(size: Size, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama with tied embeddings, 4 heads, 2 key-value heads and a feed-forward of 4 x hidden, randomly initialised."""
+    """A randomly initialised Llama: tied embeddings, 4 heads, 2 key-value heads, feed-forward of 4 x hidden."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=size.hidden,
@@ -51,7 +51,6 @@ def build_model(size: Size, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausa
         num_key_value_heads=2,
         max_position_embeddings=MAX_TOKENS,
         tie_word_embeddings=True,
-        rope_theta=10_000.0,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
