@@ -154,7 +154,10 @@ def _varlen_attention() -> tuple[Any, bool]:
     """torch's variable-length attention, and whether this version takes (and then demands) `enable_gqa`."""
     from torch.nn.attention.varlen import varlen_attn  # CUDA only, and absent from CPU-only builds before 2.10
 
-    return varlen_attn, "enable_gqa" in inspect.signature(varlen_attn).parameters
+    parameters = inspect.signature(varlen_attn).parameters
+    if not {"scale", "window_size"} <= parameters.keys():
+        raise RuntimeError(f"torch {torch.__version__} has a varlen_attn without window_size; install torch >= 2.11")
+    return varlen_attn, "enable_gqa" in parameters
 
 
 def length_buckets(lengths: Sequence[int], max_waste: float = MAX_BUCKET_WASTE) -> list[list[int]]:

@@ -69,13 +69,19 @@ def run_pipeline(context: RunContext) -> dict[str, Any]:
             context.ranks.barrier()
             if context.ranks.rank == 0:
                 drop_state(context.directory(stage))
-            context.console.stage_end(result)
+            context.console.stage_end(shown(result))
             if context.ranks.rank == 0:
                 write_json(context.run_dir / "summary.json", summary(context, memory.peak_bytes))
     whole = summary(context, memory.peak_bytes)
     if context.ranks.rank == 0:
         write_json(context.run_dir / "summary.json", whole)
     return whole
+
+
+def shown(result: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a stage's result that fit its closing line."""
+    numbers = {key: value for key, value in result.items() if isinstance(value, int | float)}
+    return {key: value for key, value in numbers.items() if key != "wall_s" and not key.startswith("yield/")}
 
 
 def summary(context: RunContext, peak_bytes: int) -> dict[str, Any]:
