@@ -77,11 +77,11 @@ def _read(context: RunContext, row: str, origin: str, stage: str) -> tuple[Readi
         name=stage,
     )
     general = context.source.general_prompts("held_out")
-    reading.row |= {"refusal": None, "reward_model": None}
+    reading.row.update({"refusal": None, "reward_model": None})
     if general:
         rewards = load_model_rewards(context, KINDS) if context.result("reward_models") else {}
         written = context.prompts(policy, general)
-        reading.row |= read_general(context, engine, written, rewards=rewards, config=config)
+        reading.row.update(read_general(context, engine, written, rewards=rewards, config=config))
     if not options.high_temperature_samples:
         return reading, None
     high = read_model(
@@ -100,7 +100,8 @@ def _read(context: RunContext, row: str, origin: str, stage: str) -> tuple[Readi
 
 def sample_rows(reading: Reading) -> list[dict[str, Any]]:
     """The first sample of the first held-out problems, for people to read."""
-    rows, seen = [], set()
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
     for item in reading.samples:
         prompt = item.rollout.prompt
         if prompt.id in seen or len(seen) >= SAMPLES_KEPT:
