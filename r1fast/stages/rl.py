@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence as Seq
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 
@@ -148,6 +150,7 @@ class RLLoop:
         rl = self.config.rl
         wanted = rl.updates_per_rollout * at(rl.prompts_per_step, self.step)
         wanted_general = rl.updates_per_rollout * at(rl.general_prompts_per_step, self.step)
+        num_groups = wanted + wanted_general
         kept: list[ScoredRollout] = []
         for _ in range(MAX_REFILLS if rl.zero_variance == "refill" else 1):
             prompts = self.prompts.take(self.cursor, wanted)
@@ -155,11 +158,13 @@ class RLLoop:
             if self.general is not None and wanted_general:
                 prompts = prompts + self.general.take(self.general_cursor, wanted_general)
                 self.general_cursor += wanted_general
-            scored = self._sample(self.context.ranks.shard(prompts))
+            # where an epoch ends a prompt may come twice: it is sampled once, both would get the same samples
+            distinct = list({prompt.id: prompt for prompt in prompts}.values())
+            scored = self._sample(self.context.ranks.shard(distinct))
             if rl.zero_variance == "keep":
                 return scored
-            kept += [item for item in scored if item.advantage != 0.0]
-            missing = wanted - self.context.ranks.reduce({"groups_sum": len(kept) / rl.group_size})["groups_sum"]
+            kept += with_variance(scored, rl.group_size)
+            missing = num_groups - self.context.ranks.reduce({"groups_sum": len(kept) / rl.group_size})["groups_sum"]
             if missing <= 0:
                 break
             wanted, wanted_general = round(missing), 0
@@ -188,10 +193,10 @@ class RLLoop:
         order = permutation(len(scored), f"minibatches {self.stage} {self.config.run.seed} {self.step}")
         if updates == 1:
             order = list(range(len(scored)))
-        size = -(-len(scored) // updates)
+        bounds = [len(scored) * number // updates for number in range(updates + 1)]  # sizes differ by one at most
         budget = self.config.optimizer.micro_batch_tokens
         sequences = [as_sequence(scored[number]) for number in order]
-        return [pack(sequences[i * size : (i + 1) * size], micro_batch_tokens=budget) for i in range(updates)]
+        return [pack(sequences[low:high], micro_batch_tokens=budget) for low, high in pairwise(bounds)]
 
     def _temperature(self) -> float:
         return at(self.config.rl.temperature, self.step)
@@ -236,6 +241,12 @@ class RLLoop:
             self.reference.module.load_state_dict(state["reference"])
         self.context.truncate_metrics(self.stage, self.step + 1)
         self.context.console.note(f"{self.stage}: continuing after step {self.step}")
+
+
+def with_variance(scored: Seq[ScoredRollout], group_size: int) -> list[ScoredRollout]:
+    """The groups, whole, in which some reward differs; one sample of such a group may have advantage 0."""
+    groups = [scored[start : start + group_size] for start in range(0, len(scored), group_size)]
+    return [item for group in groups if any(item.advantage != 0.0 for item in group) for item in group]
 
 
 def as_sequence(item: ScoredRollout) -> Sequence:
