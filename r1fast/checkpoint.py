@@ -22,6 +22,11 @@ def save_state(directory: Path, state: dict[str, Any]) -> None:
     partial.replace(folder / "state.pt")
 
 
+def has_state(directory: Path) -> bool:
+    """Whether an unfinished stage has saved its state."""
+    return (directory / "state" / "state.pt").exists()
+
+
 def load_state(directory: Path) -> dict[str, Any] | None:
     """The saved state, on the CPU, or None if there is none."""
     path = directory / "state" / "state.pt"

@@ -105,10 +105,14 @@ class RunContext:
         if step > 0:
             self.console.step(step - 1, values)
 
-    def truncate_metrics(self, stage: str, step: int) -> None:
-        """Forget what a stage logged at `step` and later: those steps are about to be repeated."""
+    def truncate(self, stage: str, step: int) -> None:
+        """Forget what a stage logged and sampled at `step` and later: those steps are about to be repeated."""
         if self.metrics is not None:
             self.metrics.truncate(stage, step)
+            samples = self.directory(stage) / "samples.jsonl"
+            if samples.exists():
+                whole = samples.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()  # a kill may tear a line
+                write_lines(samples, [row for row in map(json.loads, whole) if row["step"] < step])
 
     def write_samples(self, stage: str, step: int, scored: Sequence[ScoredRollout]) -> None:
         """Append completions to the stage's samples.jsonl, with prompt, rewards and advantage."""

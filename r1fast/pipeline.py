@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from r1fast.checkpoint import drop_state
+from r1fast.checkpoint import drop_state, has_state
 from r1fast.context import RunContext, write_json
 from r1fast.evaluate import dev_reading
 from r1fast.memory import PeakMemory
@@ -63,6 +63,8 @@ def run_pipeline(context: RunContext) -> dict[str, Any]:
                 context.console.note(f"{stage}: finished before, skipped")
                 continue
             start = time.perf_counter()
+            if not has_state(context.directory(stage)):
+                context.truncate(stage, 0)  # a stage without state that was interrupted starts again
             result = dict(RUN[stage](context, stage))
             result["wall_s"] = time.perf_counter() - start
             context.finish(stage, result)

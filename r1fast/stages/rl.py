@@ -215,7 +215,7 @@ class RLLoop:
     def _write_samples(self, scored: Seq[ScoredRollout]) -> None:
         count = self.config.run.samples_per_step
         if self.context.ranks.rank == 0 and count:
-            self.context.write_samples(self.stage, self.step, scored[: max(count, self.config.rl.group_size)])
+            self.context.write_samples(self.stage, self.step + 1, scored[: max(count, self.config.rl.group_size)])
 
     def _save(self) -> None:
         """Everything the next step depends on; sampling is counter-based, so there is no generator state."""
@@ -233,13 +233,12 @@ class RLLoop:
     def _resume(self) -> None:
         state = load_state(self.context.directory(self.stage))
         if state is None:
-            self.context.truncate_metrics(self.stage, 0)
             return
         self.step, self.cursor, self.general_cursor = state["step"], state["cursor"], state["general_cursor"]
         self.trainer.load_state_dict(state["trainer"])
         if self.reference is not None:
             self.reference.module.load_state_dict(state["reference"])
-        self.context.truncate_metrics(self.stage, self.step + 1)
+        self.context.truncate(self.stage, self.step + 1)
         self.context.console.note(f"{self.stage}: continuing after step {self.step}")
 
 
