@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
-from r1fast.context import ROWS, RunContext, write_lines
+from r1fast.context import ROWS, RunContext, write_json, write_lines
 from r1fast.evaluate import Reading, paired_difference, read_general, read_model
 from r1fast.rollout import RolloutEngine
 from r1fast.stages.reward_models import KINDS, load_model_rewards
@@ -38,15 +39,19 @@ def run_evaluation(context: RunContext, stage: str) -> dict[str, Any]:
     per_problem: dict[str, dict[str, float]] = {}
     for number, (row, origin) in enumerate(rows.items(), start=1):
         start = time.perf_counter()
-        reading, high = _read(context, row, origin, stage)
-        table[row], per_problem[row] = reading.row, reading.per_problem
-        if high is not None:
-            table[row]["high_temperature"] = high
+        finished = folder / f"reading-{row}.json"
+        if finished.exists():
+            before = json.loads(finished.read_text(encoding="utf-8"))
+            table[row], per_problem[row] = before["row"], before["per_problem"]
+        else:
+            reading = _read(context, row, origin, stage)
+            table[row], per_problem[row] = reading.row, reading.per_problem
+            if context.ranks.rank == 0:
+                write_lines(folder / f"samples-{row}.jsonl", sample_rows(reading))
+                write_json(finished, {"row": reading.row, "per_problem": reading.per_problem})
         shown = ("pass@1", "accuracy_any", "format", "language", "tokens")
-        values = {f"{row}/{key}": float(reading.row[key]) for key in shown if reading.row[key] is not None}
+        values = {f"{row}/{key}": float(table[row][key]) for key in shown if table[row][key] is not None}
         context.log(stage, number, {**values, "time/evaluation_s": time.perf_counter() - start})
-        if context.ranks.rank == 0:
-            write_lines(folder / f"samples-{row}.jsonl", sample_rows(reading))
     pairs = {
         f"{first} - {second}": paired_difference(per_problem[first], per_problem[second])
         for first, second in PAIRS
@@ -60,7 +65,7 @@ def run_evaluation(context: RunContext, stage: str) -> dict[str, Any]:
     return {"eval": table, "pairs": pairs}
 
 
-def _read(context: RunContext, row: str, origin: str, stage: str) -> tuple[Reading, dict[str, Any] | None]:
+def _read(context: RunContext, row: str, origin: str, stage: str) -> Reading:
     config = context.config.for_stage(stage)
     options = config.evaluation
     policy = context.load(origin)
@@ -83,7 +88,7 @@ def _read(context: RunContext, row: str, origin: str, stage: str) -> tuple[Readi
         written = context.prompts(policy, general)
         reading.row.update(read_general(context, engine, written, rewards=rewards, config=config))
     if not options.high_temperature_samples:
-        return reading, None
+        return reading
     high = read_model(
         context,
         engine,
@@ -95,7 +100,8 @@ def _read(context: RunContext, row: str, origin: str, stage: str) -> tuple[Readi
         name=f"{stage} high temperature",
     ).row
     kept = ("pass@1", "pass@1_ci", "accuracy_any", "format", "language", "mixed", "tokens", "k")
-    return reading, {"temperature": options.high_temperature, **{key: high[key] for key in kept}}
+    reading.row["high_temperature"] = {"temperature": options.high_temperature, **{key: high[key] for key in kept}}
+    return reading
 
 
 def sample_rows(reading: Reading) -> list[dict[str, Any]]:
