@@ -46,7 +46,7 @@ def read_model(
     sampling = Sampling(
         temperature=temperature, top_p=top_p, max_tokens=max_tokens, stage=f"evaluation {name}", visit=0
     )
-    scorer = Scorer({kind: METRICS for kind in {prompt.kind for prompt in prompts}})
+    scorer = Scorer(dict.fromkeys((prompt.kind for prompt in prompts), METRICS))
     try:
         scored = scorer.score(engine.generate(context.ranks.shard(list(prompts)), samples_per_problem, sampling))
         metrics = scorer.take_metrics()
@@ -167,5 +167,5 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 def paired_difference(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, Any]:
     """Mean difference in pass@1 over the problems that both models answered, with its 95% interval."""
     differences = [first[key] - second[key] for key in first if key in second]
-    low, high = mean_interval(differences)
+    low, high = mean_interval(differences) if len(differences) > 1 else (-1.0, 1.0)
     return {"mean": sum(differences) / max(1, len(differences)), "ci": [low, high], "num_problems": len(differences)}

@@ -1,4 +1,4 @@
-"""Cold start: samples of R1-Zero, kept when correct and readable, rewritten into the readable pattern with a summary."""
+"""Cold start: samples of R1-Zero, kept when correct and readable, rewritten readably and with a summary."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from r1fast.context import RunContext, write_lines
-
 from r1fast.records import Prompt, ScoredRollout
 from r1fast.rewards.language import language_share
 from r1fast.rewards.response import parse_response, response_text
@@ -41,7 +40,7 @@ def run_cold_start(context: RunContext, stage: str) -> dict[str, float]:
         if verdict == "kept" and example is not None:
             per_prompt[item.rollout.prompt.id] += 1
             kept.append(example)
-    return write_examples(context, stage, kept[: options.max_kept], report)
+    return write_examples(context, stage, kept, report, limit=options.max_kept)
 
 
 def score_accuracy(
@@ -80,17 +79,19 @@ def repeats(text: str) -> bool:
     return any(count > MAX_REPEATS for count in grams.values())
 
 
-def write_examples(context: RunContext, stage: str, kept: Sequence[Example], report: Counter[str]) -> dict[str, float]:
-    """Gather every rank's examples, write them on rank 0 and report the yield."""
+def write_examples(
+    context: RunContext, stage: str, kept: Sequence[Example], report: Counter[str], *, limit: int | None = None
+) -> dict[str, float]:
+    """Gather every rank's examples, write `limit` of them at most on rank 0 and report the yield."""
     parts = context.ranks.gather_objects((list(kept), dict(report)))
-    examples = [example for part, _ in parts for example in part]
+    examples = [example for part, _ in parts for example in part][:limit]
     total: Counter[str] = Counter()
     for _, counts in parts:
         total.update(counts)
     if not examples:
         raise RuntimeError(
-            f"{stage} kept none of {sum(total.values())} samples ({dict(total)}); its model is too weak or a filter too "
-            f"strict: raise {stage}.prompts or rl.steps of the stage before, or loosen min_language"
+            f"{stage} kept none of {sum(total.values())} samples ({dict(total)}); its model is too weak or a filter "
+            f"too strict: raise {stage}.prompts or rl.steps of the stage before, or loosen min_language"
         )
     if context.ranks.rank == 0:
         write_lines(context.directory(stage) / "examples.jsonl", [example_row(example) for example in examples])
