@@ -111,7 +111,7 @@ class RunContext:
             self.metrics.truncate(stage, step)
             samples = self.directory(stage) / "samples.jsonl"
             if samples.exists():
-                whole = samples.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()  # a kill may tear a line
+                whole = samples.read_text(encoding="utf-8").split("\n")[:-1]  # a kill may tear a line
                 write_lines(samples, [row for row in map(json.loads, whole) if row["step"] < step])
 
     def write_samples(self, stage: str, step: int, scored: Sequence[ScoredRollout]) -> None:

@@ -79,7 +79,8 @@ class RewardModel:
             use_cache=False,
         ).last_hidden_state[0]
         last = (cu_seqlens[1:].long() - 1).to(self.device)
-        return self.module.score(hidden_TD[last])[:, 0].float()
+        scores_N: Tensor = self.module.score(hidden_TD[last])[:, 0].float()
+        return scores_N
 
     @torch.no_grad()
     def score_responses(self, prompts: Seq[Prompt], responses: Seq[str], *, rows: int = 256) -> list[float]:

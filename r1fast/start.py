@@ -40,7 +40,7 @@ def open_source(config: Config) -> Source:
 def open_run(config: Config, run_dir: Path, ranks: Ranks) -> RunContext:
     """Everything the stages share."""
     leads = ranks.rank == 0
-    disable_progress_bar()  # loading and saving are short; their bars would tear the live line
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # loading and saving are short; their bars would tear the live line
     context = RunContext(
         config=config,
         run_dir=run_dir,

@@ -49,7 +49,8 @@ def run_reward_models(context: RunContext, stage: str) -> dict[str, float]:
         safe.save(context.directory(stage) / "safe")
     context.ranks.barrier()
     context.console.note(
-        f"{stage}: held-out pair accuracy {result['pair_accuracy']:.3f}, safety accuracy {result['safety_accuracy']:.3f}"
+        f"{stage}: held-out pair accuracy {result['pair_accuracy']:.3f}, "
+        f"safety accuracy {result['safety_accuracy']:.3f}"
     )
     return result
 
@@ -107,7 +108,8 @@ def sum_gradients(context: RunContext, parameters: Sequence[torch.nn.Parameter])
         return
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
     flat = context.ranks.all_reduce_(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+    parts = torch.split(flat, [p.numel() for p in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter)
 
 

@@ -16,8 +16,8 @@ from r1fast.policy import Policy
 from r1fast.records import Prompt, Sequence
 from r1fast.schedule import at, cosine, with_warmup
 from r1fast.source import Example
-from r1fast.templates import write_prompts
 from r1fast.stream import Stream
+from r1fast.templates import write_prompts
 from r1fast.trainer import Trainer, global_denominator
 
 # Stage -> the stage whose examples.jsonl it learns from.

@@ -110,7 +110,7 @@ def lay_out(
     if rng.random() < mix.proper_tags * (0.5 if conversation else 1.0):
         return f"<think> {text} </think> {tagged}"
     said = say(f"the answer is {answer} .", language)
-    layouts = (
+    layouts: tuple[str, ...] = (
         f"{text} {said}",
         f"{text} {said}",
         f"{text} {said}",

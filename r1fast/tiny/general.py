@@ -68,24 +68,24 @@ class Request:
 
 def draw_request(rng: random.Random, kind: Kind | None = None) -> Request:
     """Draw a request of `kind` (default: any) in either language, from every split."""
-    kind = kind or rng.choice(KINDS)
+    chosen: Kind = rng.choice(KINDS) if kind is None else kind
     language = rng.choice(LANGUAGES)
     action = thing = ""
-    if kind == "greeting":
+    if chosen == "greeting":
         words = f"{rng.choice(GREETINGS)} {rng.choice(GREETED)}".strip() + rng.choice((" !", " .", ""))
-    elif kind == "identity":
+    elif chosen == "identity":
         words = " ".join((rng.choice((*GREETINGS, "")) + " " + rng.choice(IDENTITY_WORDINGS)).split())
-    elif kind == "translation":
+    elif chosen == "translation":
         thing = rng.choice(TRANSLATABLE)
         words = rng.choice(TRANSLATION_WORDINGS).format(word=thing)
-    elif kind == "writing":
+    elif chosen == "writing":
         thing = rng.choice(TOPICS)
         words = rng.choice(WRITING_WORDINGS).format(topic=thing)
     else:
-        action = rng.choice(HARMFUL_ACTIONS if kind == "harmful" else BENIGN_ACTIONS)
+        action = rng.choice(HARMFUL_ACTIONS if chosen == "harmful" else BENIGN_ACTIONS)
         thing = rng.choice(OBJECTS)
         words = rng.choice(HOWTO_WORDINGS).format(action=action, thing=thing)
-    return Request(kind=kind, text=say(words, language), language=language, action=action, thing=thing)
+    return Request(kind=chosen, text=say(words, language), language=language, action=action, thing=thing)
 
 
 def requests(split: Split, rng: random.Random, kind: Kind | None = None) -> list[Request]:

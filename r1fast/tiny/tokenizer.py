@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -16,7 +18,8 @@ def build_tokenizer(chat_template: str = R1_ZERO) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(vocabulary())}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast
+    fast: PreTrainedTokenizerFast = make(
         tokenizer_object=tokenizer,
         bos_token="<bos>",
         eos_token="<eos>",
