@@ -169,9 +169,9 @@ def test_gradient_and_metrics_do_not_depend_on_the_number_of_ranks(
     worker.start()
     sequences = random_sequences(17)
     alone = {aggregate: _gradient(sequences, aggregate, 100) for aggregate in AGGREGATES}
-    assert here.poll(timeout=100), "the second process did not come up"
+    assert here.poll(timeout=300), "the second process did not come up"
     _rank_main(0, tmp_path)
-    worker.join(timeout=100)
+    worker.join(timeout=300)
     assert worker.exitcode == 0
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     for aggregate in AGGREGATES:
