@@ -89,6 +89,7 @@ class RunContext:
             dtype=compute_dtype(config, self.ranks.device),
             gguf_file="" if trained or origin == "student" else model.gguf_file,
             trust_remote_code=model.trust_remote_code,
+            gradient_checkpointing=config.optimizer.gradient_checkpointing,
         )
         name = "chat" if (stage or origin) in CONVERSATIONAL else model.template
         set_template(policy.tokenizer, name, embedded=config.data.source == "tiny")
