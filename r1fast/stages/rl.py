@@ -120,7 +120,9 @@ class RLLoop:
         update_sums = self.trainer.step(
             batches,
             loss=loss,
-            denominator=global_denominator(loss.aggregate, batches, self.context.ranks),
+            denominator=global_denominator(
+                loss.aggregate, batches, self.context.ranks, tokens_per_sequence=at(rl.max_tokens, self.step)
+            ),
             lr=rate,
             temperature=temperature,
             old_logp=old,

@@ -36,7 +36,7 @@ class Size:
 
 SIZES = {
     "teacher": Size(layers=4, hidden=128, steps=3500, lr=3e-3),
-    "student": Size(layers=2, hidden=64, steps=1500, lr=4e-3),
+    "student": Size(layers=2, hidden=64, steps=4000, lr=4e-3),
 }
 
 
