@@ -1,0 +1,100 @@
+"""R1-Zero on SmolLM2-135M on a CPU: `python -m bench.smollm2 --model DIRECTORY` (the README says how to get it).
+
+Runs the recipe `smollm2-zero` (or reads a finished run), draws strict and lenient accuracy over steps to
+bench/results/smollm2-zero.png and writes the figures beside it. The picture needs matplotlib, which reasoning-gym brings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+LEAST_GAIN = 0.10
+MOST_MINUTES = 60.0
+WINDOW = 5  # steps of the moving mean; a step has 64 samples
+
+
+def moving_mean(values: list[float], window: int = WINDOW) -> list[float]:
+    """Mean of each value and the ones before it, at most `window`."""
+    return [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+
+
+def curve(lines: list[dict[str, Any]], quantity: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one quantity of the stage r1_zero."""
+    found = [(line["step"], line[f"r1_zero/{quantity}"]) for line in lines if f"r1_zero/{quantity}" in line]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def draw(lines: list[dict[str, Any]], path: Path) -> None:
+    """Two panels: training samples at T=1 (moving mean) and the dev problems at T=0.6."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    panels = (
+        ("training samples, T = 1, mean of 5 steps", ("accuracy", "accuracy_any", "format")),
+        ("dev problems, T = 0.6, top-p 0.95", ("dev/accuracy", "dev/accuracy_any", "dev/format")),
+    )
+    labels = ("strict accuracy", "lenient accuracy (format ignored)", "format")
+    for axis, (title, quantities) in zip(axes, panels, strict=True):
+        for quantity, label, style in zip(quantities, labels, ("-", "-", ":"), strict=True):
+            steps, values = curve(lines, quantity)
+            dev = quantity.startswith("dev/")
+            axis.plot(steps, values if dev else moving_mean(values), style, marker="o" if dev else "", label=label)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("optimizer step")
+        axis.set_ylim(0, 1)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8, loc="upper left")
+    figure.suptitle("R1-Zero on SmolLM2-135M-Instruct, one-digit chain sums, 2 CPU cores", fontsize=11)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Run, draw, judge; exit code 1 when accuracy_any rose too little or it took too long."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="directory of SmolLM2-135M-Instruct")
+    parser.add_argument("--run", type=Path, default=Path("runs/smollm2-zero"))
+    parser.add_argument("options", nargs="*", help="further options of r1fast.train, after --")
+    arguments = parser.parse_args()
+    command = [
+        "-m",
+        "r1fast.train",
+        "--recipe",
+        "smollm2-zero",
+        "--model",
+        arguments.model,
+        "--run",
+        str(arguments.run),
+    ]
+    subprocess.run([sys.executable, *command, *arguments.options], check=True)
+    summary = json.loads((arguments.run / "summary.json").read_text(encoding="utf-8"))
+    with (arguments.run / "metrics.jsonl").open(encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    RESULTS.mkdir(exist_ok=True)
+    draw(lines, RESULTS / "smollm2-zero.png")
+    base, trained = summary["eval"]["base"], summary["eval"]["r1_zero"]
+    result = {
+        "gain_accuracy_any": trained["accuracy_any"] - base["accuracy_any"],
+        "minutes": summary["wall_s"] / 60,
+        "base": base,
+        "r1_zero": trained,
+        "versions": summary["versions"],
+        "device": summary["device"],
+    }
+    result["met"] = result["gain_accuracy_any"] >= LEAST_GAIN and result["minutes"] <= MOST_MINUTES
+    (RESULTS / "smollm2-zero.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    print(json.dumps({key: result[key] for key in ("gain_accuracy_any", "minutes", "met")}))
+    sys.exit(0 if result["met"] else 1)
+
+
+if __name__ == "__main__":
+    main()
