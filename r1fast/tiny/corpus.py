@@ -27,7 +27,7 @@ class CorpusMix:
     general: float = 0.08
     templated: float = 0.60
     chat: float = 0.25
-    proper_tags: float = 0.20
+    proper_tags: float = 0.11
     careful: float = 0.40
     careful_step_error: float = 0.01
     careful_check: float = 0.15
@@ -117,7 +117,7 @@ def lay_out(
         f"<think> {text} {said}",
         f"{text} {tagged}",
         f"<think> {text} </think> {said}",
-        f"<think> {text} {tagged}",
+        f"<think> {text} <answer> {answer}",
         f"{text} {answer}",
     )
     if conversation:
