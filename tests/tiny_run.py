@@ -1,4 +1,4 @@
-"""A run that is small enough for a test: random two-layer models with the tiny world's tokenizer, scripted completions."""
+"""A run small enough for a test: random two-layer models with the tiny tokenizer, scripted completions."""
 
 from __future__ import annotations
 
