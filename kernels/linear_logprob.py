@@ -233,12 +233,15 @@ def _chunk_size(num_tokens: int, weight_VD: Tensor, low_precision: bool, compens
     vocabulary = len(weight_VD)
     wide = max(4, weight_VD.element_size())
     per_row = (2 * weight_VD.element_size() if compensated else wide + (2 if low_precision else 0)) * vocabulary
-    temporaries = 3 * wide * min(max(1, num_tokens), block_rows(vocabulary, weight_VD.device)) * vocabulary
-    rows = (budget_bytes - temporaries) // per_row
+    temporary = 3 * wide * vocabulary
+    block = block_rows(vocabulary, weight_VD.device)
+    rows = (budget_bytes - temporary * block) // per_row
+    if rows < block:  # the whole chunk is one block
+        rows = min(block, budget_bytes // (per_row + temporary))
     if rows < 1:
         raise ValueError(
             f"memory_budget_bytes = {budget_bytes} holds no token of a vocabulary of {vocabulary}; "
-            f"give at least {temporaries + per_row}"
+            f"give at least {per_row + temporary}"
         )
     return max(1, min(rows, num_tokens))
 
