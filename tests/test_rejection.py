@@ -1,0 +1,99 @@
+"""R1's filters of rejection sampling, one completion each, and the stage on scripted samples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_run import ScriptedEngine, math_prompt, open_context, save_model, scored, tiny_config
+
+from r1fast.config import RejectionConfig
+from r1fast.policy import Policy
+from r1fast.records import Prompt
+from r1fast.stages import rejection
+from r1fast.stages.rejection import reject, run_rejection
+from r1fast.stages.sft import read_examples
+
+OPTIONS = RejectionConfig(max_paragraph_tokens=12, min_language=0.75)
+LOOP = "first add 3 + 4 = 7 . then "
+
+
+def readable(chain: str, answer: str = "7") -> str:
+    return f"<think> {chain} </think> the answer is \\boxed{{ {answer} }}"
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    import torch
+
+    return Policy.load(save_model(tmp_path_factory.mktemp("model")), device="cpu", dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        (readable("first add 3 + 4 = 7 ."), "kept"),
+        ("<think> first add 3 + 4 = 7 . </think> <answer> 7 </answer>", "kept"),
+        (readable("first add", "8"), "wrong"),
+        ("first add 3 + 4 = 7 . \\boxed{ 7 }", "not formatted"),
+        (readable("first add 3") + " and more", "not formatted"),
+        (readable("首先 加上 now add 3"), "mixed language"),
+        (readable("首先 then now add 3"), "kept"),  # three quarters, the limit
+        (readable("3 + 4 = 7"), "mixed language"),
+        (readable("first ```print(7)``` add"), "code block"),
+        (readable("first add 1 add 2 add 3 add 4 add 5 add 6"), "long paragraph"),  # 13 tokens
+        (readable("first add 1 " * 3 + "\n\n" + "then add 2 " * 3), "kept"),  # two paragraphs of 9
+        (readable("\n\n".join(["first add one two three four five six"] * 3)), "repetition"),
+    ],
+)
+def test_verdicts(policy: Policy, text: str, verdict: str) -> None:
+    assert reject(scored(math_prompt(), text), OPTIONS, policy) == verdict
+
+
+def test_filters_that_are_off(policy: Policy) -> None:
+    options = replace(OPTIONS, max_paragraph_tokens=0, drop_code_blocks=False, min_language=0.0)
+    for text in (
+        readable("first ```x``` add"),
+        readable("first add 1 add 2 add 3 add 4 add 5 add 6"),
+        readable("首先 加上 加上"),
+    ):
+        assert reject(scored(math_prompt(), text), options, policy) == "kept"
+
+
+def script(prompt: Prompt, number: int) -> str:
+    chain = ("首先 加上" if prompt.language == "zh" else "first add") + f" {max(number, 1)} ."  # 0 and 1 are the same
+    return readable(chain, "99999" if number == 3 else prompt.answer) + " "
+
+
+def test_the_stage_writes_examples_and_general_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(
+        save_model(tmp_path / "model"), rejection__prompts=6, rejection__max_per_prompt=2, rejection__general_share=0.25
+    )
+    engine = ScriptedEngine(script)
+    monkeypatch.setattr(rejection, "RolloutEngine", engine)
+    with open_context(config, tmp_path / "run") as context:
+        save_model(context.directory("rl_1") / "checkpoint")
+        result = run_rejection(context, "rejection")
+        examples = read_examples(context.directory("rejection") / "examples.jsonl")
+    assert result == {
+        "examples": 16,  # 12 of mathematics, a quarter general
+        "samples": 24,
+        "yield/kept": 12,
+        "yield/duplicate": 6,
+        "yield/wrong": 6,
+    }
+    kinds = [example.prompt.kind for example in examples]
+    assert kinds.count("math") == 12 and {*kinds} <= {"math", "general", "harmful"}
+    assert engine.calls[0][0] == [prompt.id for prompt in context.source.prompts("train")[-6:]]
+    assert all(example.response == example.response.strip() for example in examples)
+
+
+def test_enough_of_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"rejection__prompts": 3, "rejection__max_per_prompt": 1, "rejection__general_share": 0.0}
+    config = tiny_config(save_model(tmp_path / "model"), **options)
+    monkeypatch.setattr(rejection, "RolloutEngine", ScriptedEngine(script))
+    with open_context(config, tmp_path / "run") as context:
+        save_model(context.directory("rl_1") / "checkpoint")
+        result = run_rejection(context, "rejection")
+    assert (result["examples"], result["yield/enough of this prompt"]) == (3, 3)

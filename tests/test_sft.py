@@ -1,0 +1,94 @@
+"""Supervised stages: what the loss sees, how many steps, and that the loss falls."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import math_prompt, open_context, save_model, tiny_config
+from transformers import AutoModelForCausalLM
+
+from r1fast.context import read_lines, write_lines
+from r1fast.packing import pack
+from r1fast.policy import Policy
+from r1fast.source import Example
+from r1fast.stages.sft import NLL, encode_examples, example_row, learning_rate, num_steps, read_examples, run_sft
+from r1fast.templates import set_template
+from r1fast.trainer import Trainer
+
+EXAMPLES = [
+    Example(prompt=math_prompt(), response="<think> first add 3 + 4 = 7 . </think> the answer is \\boxed{ 7 }"),
+    Example(prompt=math_prompt("r"), response="7"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def policy(model: Path) -> Policy:
+    policy = Policy.load(model, device="cpu", dtype=torch.float32)
+    set_template(policy.tokenizer, "chat", embedded=True)
+    return policy
+
+
+def test_loss_is_on_the_response_and_its_end(policy: Policy) -> None:
+    sequences = encode_examples(EXAMPLES, policy)
+    for sequence, example in zip(sequences, EXAMPLES, strict=True):
+        prompt, response = sequence.token_ids.tensor_split([sequence.num_prompt_tokens])
+        assert policy.tokenizer.decode(prompt) == f"<bos> <user> {example.prompt.text} <assistant>"
+        assert policy.tokenizer.decode(response) == f"{example.response} <eos>"
+    targets = torch.cat([batch.targets for batch in pack(sequences, micro_batch_tokens=4096)])
+    assert policy.tokenizer.decode(targets) == f"{EXAMPLES[0].response} <eos> 7 <eos>"
+
+
+def test_loss_value_and_gradient_are_those_of_transformers(policy: Policy, model: Path) -> None:
+    sequences = encode_examples(EXAMPLES, policy)
+    count = sum(len(s.token_ids) - s.num_prompt_tokens for s in sequences)
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    expected = torch.zeros(())
+    for sequence in sequences:
+        labels = sequence.token_ids.clone()
+        labels[: sequence.num_prompt_tokens] = -100
+        own = len(labels) - sequence.num_prompt_tokens
+        expected = expected + reference(input_ids=sequence.token_ids[None], labels=labels[None]).loss * own / count
+    expected.backward()
+    grad_norm = math.sqrt(sum(float((p.grad**2).sum()) for p in reference.parameters()))
+    trainer = Trainer(policy, tiny_config(model).optimizer)
+    sums = trainer.step(pack(sequences, micro_batch_tokens=40), loss=NLL, denominator=count, lr=0.0)
+    assert sums["loss_sum"] == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert sums["grad_norm_sum"] == pytest.approx(grad_norm, rel=1e-4)
+
+
+def test_examples_survive_their_file(tmp_path: Path) -> None:
+    write_lines(tmp_path / "examples.jsonl", [example_row(example) for example in EXAMPLES])
+    assert read_examples(tmp_path / "examples.jsonl") == EXAMPLES
+
+
+def test_steps_and_learning_rate(model: Path) -> None:
+    config = tiny_config(model, sft__steps=0, sft__epochs=2.5, sft__batch_size=8, sft__lr=1.0, sft__lr_final=0.1)
+    assert [num_steps(config, count) for count in (1, 16, 64)] == [1, 5, 20]
+    assert num_steps(replace(config, sft=replace(config.sft, steps=7)), 64) == 7
+    rates = [learning_rate(config, step, 5) for step in range(5)]
+    assert rates == pytest.approx([0.1 + 0.45 * (1 + math.cos(math.pi * step / 4)) for step in range(5)])
+    warm = replace(config, sft=replace(config.sft, warmup_steps=2))
+    assert learning_rate(warm, 0, 5) == pytest.approx(rates[0] / 2) and learning_rate(warm, 1, 5) == rates[1]
+
+
+def test_the_stage_learns_its_examples(tmp_path: Path, model: Path) -> None:
+    config = tiny_config(model, sft__steps=12, sft__batch_size=4, sft__lr=1e-2, sft__general_share=0.5)
+    with open_context(config, tmp_path / "run") as context:
+        rows = [example_row(example) for example in EXAMPLES]
+        write_lines(context.directory("cold_start") / "examples.jsonl", rows)
+        result = run_sft(context, "sft_1")
+        checkpoint = context.directory("sft_1") / "checkpoint"
+    assert result == {"examples": 4, "steps": 12}  # as many general ones
+    losses = [line["sft_1/loss"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")]
+    assert len(losses) == 12 and losses[0] > 4.0 and losses[-1] < 0.75 * losses[0]
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (model, checkpoint))
+    assert not torch.equal(before.model.embed_tokens.weight, after.model.embed_tokens.weight)
