@@ -19,6 +19,7 @@ from r1fast.models import model_path
 from r1fast.policy import Policy
 from r1fast.records import Prompt, ScoredRollout
 from r1fast.source import Source
+from r1fast.stop import StopRequest
 from r1fast.templates import set_template, write_prompts
 
 # Stage -> the stage whose checkpoint it starts from; "base" and "student" are the models of [model].
@@ -60,6 +61,7 @@ class RunContext:
     console: Console
     metrics: MetricsLog | None
     source: Source
+    stop: StopRequest
 
     def __enter__(self) -> RunContext:
         return self

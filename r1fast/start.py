@@ -17,6 +17,7 @@ from r1fast.metrics import MetricsLog
 from r1fast.models import model_path
 from r1fast.plan import ModelSize, make_plan, print_plan, probe_speed
 from r1fast.source import Source
+from r1fast.stop import StopRequest
 from r1fast.tiny.source import TinySource
 
 TINY_TRAIN_PROMPTS = 4096
@@ -37,7 +38,7 @@ def open_source(config: Config) -> Source:
     return PromptSource(data)
 
 
-def open_run(config: Config, run_dir: Path, ranks: Ranks) -> RunContext:
+def open_run(config: Config, run_dir: Path, ranks: Ranks, stop: StopRequest | None = None) -> RunContext:
     """Everything the stages share."""
     leads = ranks.rank == 0
     disable_progress_bar()  # type: ignore[no-untyped-call]  # loading and saving are short; their bars would tear the live line
@@ -48,6 +49,7 @@ def open_run(config: Config, run_dir: Path, ranks: Ranks) -> RunContext:
         console=Console(enabled=leads, every_steps=config.run.log_every_steps),
         metrics=MetricsLog(run_dir, tensorboard=config.run.tensorboard) if leads else None,
         source=open_source(config),
+        stop=stop or StopRequest(),
     )
     hint = idle_gpu_hint(ranks)
     if hint:

@@ -6,22 +6,16 @@ Exit codes: 0 done or saved on SIGTERM, 2 bad input, 1 failure.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from r1fast.config import Config, ConfigError
 from r1fast.options import Invocation, differing_keys, help_text, parse, read_config, to_toml
+from r1fast.stop import Stopped, StopRequest
 
 BAD_INPUT = 2
-
-
-class Stopped(Exception):
-    """SIGTERM arrived; what was saved stays, the next launch continues."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,13 +60,13 @@ def _train(invocation: Invocation) -> int:
 
     config, run_dir = invocation.config, run_directory(invocation)
     _set_threads(config)
-    ranks = distributed.start(config.run.device)
+    ranks, stop = distributed.start(config.run.device), StopRequest()
     try:
-        with _sigterm(), distributed.lock_run_dir(run_dir, ranks.rank):
+        with stop.listening(), distributed.lock_run_dir(run_dir, ranks.rank):
             if ranks.rank == 0:
                 _claim(config, run_dir)
             ranks.barrier()
-            return _run(open_run(config, run_dir, ranks))
+            return _run(open_run(config, run_dir, ranks, stop))
     except (ConfigError, ValueError) as error:
         if ranks.rank == 0:
             print(f"r1fast: {error}", file=sys.stderr, flush=True)
@@ -138,20 +132,6 @@ def _set_threads(config: Config) -> None:
 
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-
-
-@contextmanager
-def _sigterm() -> Iterator[None]:
-    """Turn SIGTERM into `Stopped`, raised between two Python instructions of the main thread."""
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise Stopped
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

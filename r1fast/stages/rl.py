@@ -26,6 +26,7 @@ from r1fast.sampling import Sampling
 from r1fast.schedule import at, with_warmup
 from r1fast.scorer import ModelReward, Scorer
 from r1fast.stages.reward_models import load_model_rewards
+from r1fast.stop import Stopped
 from r1fast.stream import Stream, permutation
 from r1fast.trainer import Trainer, global_denominator, score
 
@@ -62,6 +63,7 @@ class RLLoop:
             self.general = Stream(general, f"{stage} general {seed}")
         self.dev = context.prompts(self.policy, context.source.prompts("dev"))[: rl.dev_problems]
         self.step, self.cursor, self.general_cursor = 0, 0, 0
+        self.saved_step = 0
         self.last_dev: dict[str, float] = {}
         self.history: list[Mapping[str, float]] = []
         self.warned: set[str] = set()  # what was said once
@@ -77,12 +79,21 @@ class RLLoop:
         if self.step == 0 and (before := self._dev_evaluation()):
             self.context.log(self.stage, 0, before)
         try:
-            while self.step < rl.steps:
-                self._rollout_and_update()
-                if self.config.run.save_every_steps and self.step % self.config.run.save_every_steps == 0:
-                    self._save()
+            with self.context.stop.held():
+                while self.step < rl.steps:
+                    self._rollout_and_update()
+                    self._save_if_due()
         finally:
             self.scorer.close()
+
+    def _save_if_due(self) -> None:
+        """Every so many steps, and before stopping on SIGTERM, which may have reached only some of the ranks."""
+        every, stop = self.config.run.save_every_steps, self.context.stop
+        stopping = self.context.ranks.reduce({"stop_max": stop.requested})["stop_max"] > 0
+        if stopping or (every and self.step // every > self.saved_step // every):
+            self._save()
+        if stopping:
+            raise Stopped
 
     def _rollout_and_update(self) -> None:
         start = time.perf_counter()
@@ -198,7 +209,9 @@ class RLLoop:
         bounds = [len(scored) * number // updates for number in range(updates + 1)]  # sizes differ by one at most
         budget = self.config.optimizer.micro_batch_tokens
         sequences = [as_sequence(scored[number]) for number in order]
-        return [pack(sequences[low:high], micro_batch_tokens=budget) for low, high in pairwise(bounds)]
+        share = self.policy.device.type == "cpu"  # on CUDA varlen_attn runs whole sequences
+        parts = [sequences[low:high] for low, high in pairwise(bounds)]
+        return [pack(part, micro_batch_tokens=budget, share_prompts=share) for part in parts]
 
     def _temperature(self) -> float:
         return at(self.config.rl.temperature, self.step)
@@ -230,6 +243,7 @@ class RLLoop:
                 "reference": self.reference.module.state_dict() if self.reference else None,
             }
             save_state(self.context.directory(self.stage), state)
+        self.saved_step = self.step
         self.context.ranks.barrier()
 
     def _resume(self) -> None:
@@ -237,6 +251,7 @@ class RLLoop:
         if state is None:
             return
         self.step, self.cursor, self.general_cursor = state["step"], state["cursor"], state["general_cursor"]
+        self.saved_step = self.step
         self.trainer.load_state_dict(state["trainer"])
         if self.reference is not None:
             self.reference.module.load_state_dict(state["reference"])
