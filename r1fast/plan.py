@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from r1fast.checks import MODEL_REWARDS, STUDENT_STAGES
-from r1fast.config import RL_STAGES, Config
+from r1fast.config import RL_STAGES, STAGES, Config
 from r1fast.schedule import at, change_steps, values
 
 if TYPE_CHECKING:
@@ -338,7 +338,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     from rich.table import Table
 
     table = Table(title="plan", title_justify="left")
-    table.add_column("stage")
+    table.add_column("stage", no_wrap=True, min_width=max(map(len, STAGES)))
     for column in ("steps", "samples", "generated tokens <=", "trained tokens <=", "memory <=", "time ~"):
         table.add_column(column, justify="right")
     for stage in plan.stages:

@@ -85,6 +85,8 @@ class RewardModel:
     @torch.no_grad()
     def score_responses(self, prompts: Seq[Prompt], responses: Seq[str], *, rows: int = 256) -> list[float]:
         """Scores of many responses, `rows` at a time, shortest first so that a batch wastes little."""
+        if not responses:
+            return []
         ids = self.encode(prompts, responses)
         order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
         scores = [0.0] * len(ids)
