@@ -1,0 +1,265 @@
+"""The GRPO loop on a random two-layer model: what a step trains on, refills, off-policy updates, exact resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import ScriptedEngine, math_prompt, open_context, save_model, scored, tiny_config, without_times
+
+from r1fast.checkpoint import load_state
+from r1fast.config import Config
+from r1fast.context import RunContext, read_lines
+from r1fast.metrics import read_metrics
+from r1fast.records import Batch, Prompt, ScoredRollout
+from r1fast.stages import rl
+from r1fast.stages.rl import MAX_REFILLS, RLLoop, as_sequence, run_rl, with_variance
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+def rl_config(model: Path, **options: Any) -> Config:
+    """A random model is never right; the share of words in the question's language gives it something to learn."""
+    config = tiny_config(
+        model,
+        **{
+            "stages__r1_zero__steps": 4,
+            "rl__lr": 1e-2,
+            "rl__dev_every_steps": 2,
+            "rl__dev_problems": 2,
+            "rl__reference_refresh_steps": 3,
+            "rewards__math__language_any": 1.0,
+            "data__num_train": 64,
+            "run__save_every_steps": 2,
+            **options,
+        },
+    )
+    return config
+
+
+def loop(config: Config, directory: Path) -> RLLoop:
+    looped = RLLoop(open_context(config, directory), "r1_zero")
+    looped.context.console.stage_start("r1_zero", 4)
+    return looped
+
+
+def text_of(prompt: Prompt, number: int) -> str:
+    return f"<think> first </think> <answer> {prompt.answer if number % 2 else 'none'} </answer>"
+
+
+def test_a_group_has_the_advantages_of_grpo(model: Path, tmp_path: Path) -> None:
+    looped = loop(rl_config(model, rewards__math__language_any=0.0), tmp_path)
+    looped.engine = ScriptedEngine(lambda prompt, n: text_of(prompt, n == 0))  # type: ignore[assignment]
+    found = looped._collect()
+    assert len(found) == 4 * 4 and looped.cursor == 4
+    rewards = torch.tensor([item.reward for item in found[:4]])  # accuracy + 0.2 format
+    assert rewards.tolist() == pytest.approx([1.2, 0.2, 0.2, 0.2])
+    expected = (rewards - rewards.mean()) / rewards.std()
+    for start in range(0, 16, 4):
+        group = found[start : start + 4]
+        assert len({item.rollout.prompt.id for item in group}) == 1
+        assert [item.advantage for item in group] == pytest.approx(expected.tolist())
+
+
+def test_a_prompt_that_an_epochs_end_repeats_is_sampled_once(model: Path, tmp_path: Path) -> None:
+    looped = loop(rl_config(model, data__num_train=5, rl__prompts_per_step=4), tmp_path)
+    engine = ScriptedEngine(text_of)
+    looped.engine = engine  # type: ignore[assignment]
+    for _ in range(10):
+        looped._collect()
+    assert looped.cursor == 40
+    assert all(len(set(ids)) == len(ids) for ids, _, _ in engine.calls)
+    assert any(len(ids) < 4 for ids, _, _ in engine.calls)
+    assert len({sampling.visit for *_, sampling in engine.calls}) == 10  # a revisited prompt draws anew
+
+
+def with_advantages(*values: float) -> list[ScoredRollout]:
+    return [replace(scored(math_prompt(str(n)), "7"), advantage=value) for n, value in enumerate(values)]
+
+
+def test_groups_with_variance_are_kept_whole() -> None:
+    items = with_advantages(1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.5, -0.5, 0.0)
+    kept = with_variance(items, 3)
+    assert [item.rollout.prompt.id for item in kept] == ["0", "1", "2", "6", "7", "8"]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.0])
+def test_refill_replaces_groups_without_variance(model: Path, tmp_path: Path, share: float) -> None:
+    looped = loop(rl_config(model, rl__zero_variance="refill", rewards__math__language_any=0.0), tmp_path)
+    ids = [prompt.id for prompt in looped.context.source.prompts("train")]
+    useful = {name for name in ids if ids.index(name) % 2 < 2 * share}
+    engine = ScriptedEngine(lambda prompt, n: text_of(prompt, n if prompt.id in useful else 0))
+    looped.engine = engine  # type: ignore[assignment]
+    found = looped._collect()
+    asked = [len(ids) for ids, _, _ in engine.calls]
+    assert asked[0] == 4 and looped.cursor == sum(asked)
+    if not share:
+        assert asked == [4] * MAX_REFILLS
+        assert len(found) == 16 and not any(item.advantage for item in found)  # the last round: the KL still acts
+        return
+    groups = [found[start : start + 4] for start in range(0, len(found), 4)]
+    assert len(groups) == 4 or len(asked) == MAX_REFILLS
+    kept = 0
+    for round_ids, _, _ in engine.calls:
+        assert len(round_ids) == 4 - kept
+        kept += len(useful & set(round_ids))
+    assert len(groups) == kept
+    assert all(len({item.rollout.prompt.id for item in group}) == 1 for group in groups)
+
+
+@pytest.mark.parametrize(("updates", "count"), [(1, 8), (2, 8), (3, 8), (4, 9), (4, 6)])
+def test_minibatches_partition_the_rollout(model: Path, tmp_path: Path, updates: int, count: int) -> None:
+    looped = loop(rl_config(model, rl__updates_per_rollout=updates), tmp_path)
+    items = with_advantages(*(float(n + 1) for n in range(count)))
+    tokens = [replace(i.rollout.prompt, token_ids=(5, 6)) for i in items]
+    items = [
+        replace(
+            item,
+            rollout=replace(
+                item.rollout,
+                prompt=prompt,
+                token_ids=torch.tensor([7, 2]),
+                logp=torch.zeros(2),
+                log_kept_mass=torch.zeros(2),
+            ),
+        )
+        for item, prompt in zip(items, tokens, strict=True)
+    ]
+    minibatches = looped._minibatches(items)
+    advantages = [[float(a) for batch in batches for a in batch.advantage] for batches in minibatches]
+    assert len(minibatches) == updates
+    assert sorted(a for part in advantages for a in part) == [float(n + 1) for n in range(count)]
+    sizes = [len(part) for part in advantages]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_sequence_is_what_was_sampled() -> None:
+    item = replace(scored(replace(math_prompt(), token_ids=(5, 6, 7)), "7"), advantage=0.5)
+    rollout = replace(item.rollout, token_ids=torch.tensor([9, 2]), logp=torch.tensor([-1.0, -2.0]))
+    sequence = as_sequence(replace(item, rollout=rollout))
+    assert sequence.token_ids.tolist() == [5, 6, 7, 9, 2]
+    assert (sequence.num_prompt_tokens, sequence.advantage) == (3, 0.5)
+    assert sequence.rollout_logp is not None and sequence.rollout_logp.tolist() == [-1.0, -2.0]
+
+
+def test_later_updates_use_the_log_probs_before_the_first(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = rl_config(model, rl__updates_per_rollout=2, rl__dev_every_steps=0, rl__lr=2e-2)
+    looped = loop(config, tmp_path)
+    given: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
+    step = looped.trainer.step
+
+    def spy(batches: list[Batch], *, old_logp: list[torch.Tensor], **options: Any) -> dict[str, float]:
+        given.append((old_logp, rl.score(looped.policy, batches, temperature=1.0)))
+        return step(batches, old_logp=old_logp, **options)
+
+    monkeypatch.setattr(looped.trainer, "step", spy)
+    looped._rollout_and_update()
+    assert looped.step == 2 and looped.policy.version == 2
+    (first_old, first_now), (second_old, second_now) = given
+    assert all(torch.equal(a, b) for a, b in zip(first_old, first_now, strict=True))  # still on-policy
+    moved = torch.cat(second_now) - torch.cat(second_old)
+    assert moved.abs().max() > 1e-3
+    first, second = read_metrics(tmp_path)
+    assert first["r1_zero/ratio_mean"] == pytest.approx(1.0, abs=1e-6)
+    assert second["r1_zero/ratio_mean"] == pytest.approx(float(moved.exp().mean()), rel=1e-5)
+    assert "r1_zero/reward" in first and "r1_zero/reward" not in second  # the rollout is counted once
+
+
+def test_an_on_policy_update_needs_no_old_log_probs(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looped = loop(rl_config(model, rl__dev_every_steps=0), tmp_path)
+    step, olds = looped.trainer.step, []
+
+    def spy(batches: list[Batch], **options: Any) -> dict[str, float]:
+        olds.append(options["old_logp"])
+        return step(batches, **options)
+
+    monkeypatch.setattr(looped.trainer, "step", spy)
+    looped._rollout_and_update()
+    assert olds == [None]
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Make the process die, as it were, once `steps` steps are done."""
+
+    def arrange(steps: int) -> None:
+        update = RLLoop._rollout_and_update
+
+        def stopping(self: RLLoop) -> None:
+            if self.step >= steps:
+                raise KeyboardInterrupt
+            update(self)
+
+        monkeypatch.setattr(RLLoop, "_rollout_and_update", stopping)
+
+    yield arrange
+
+
+def weights(context: RunContext) -> dict[str, torch.Tensor]:
+    return context.load("r1_zero").module.state_dict()
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_resumed_stage_is_bitwise_the_uninterrupted_one(
+    model: Path, tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = rl_config(model)
+    with open_context(config, tmp_path / "whole") as whole:
+        result = run_rl(whole, "r1_zero")
+    with monkeypatch.context():
+        stop_after(3)  # the state is that of step 2: step 3 is repeated
+        with open_context(config, tmp_path / "parts") as parts, pytest.raises(KeyboardInterrupt):
+            run_rl(parts, "r1_zero")
+        monkeypatch.undo()
+    state = load_state(parts.directory("r1_zero"))
+    assert state is not None and state["step"] == 2
+    with open_context(config, tmp_path / "parts") as parts:
+        assert run_rl(parts, "r1_zero") == result
+    lines = [without_times(read_metrics(context.run_dir)) for context in (whole, parts)]
+    assert [line["step"] for line in lines[0]] == [0, 1, 2, 3, 4]
+    assert lines[0] == lines[1]
+    assert lines[0][1]["r1_zero/zero_variance"] < 1.0 and lines[0][3]["r1_zero/kl"] > 0.0
+    assert same(weights(whole), weights(parts))
+    assert not same(weights(whole), whole.load("base").module.state_dict())
+    samples = [read_lines(context.directory("r1_zero") / "samples.jsonl") for context in (whole, parts)]
+    assert samples[0] == samples[1]
+    assert [row["step"] for row in samples[0]] == [step for step in (1, 2, 3, 4) for _ in range(4)]
+
+
+def test_the_reference_is_refreshed(model: Path, tmp_path: Path) -> None:
+    looped = loop(rl_config(model, rl__dev_every_steps=0, rl__reference_refresh_steps=2), tmp_path)
+    assert looped.reference is not None
+    start = {name: value.clone() for name, value in looped.reference.module.state_dict().items()}
+    looped._rollout_and_update()
+    assert same(start, looped.reference.module.state_dict())
+    looped._rollout_and_update()
+    assert same(looped.policy.module.state_dict(), looped.reference.module.state_dict())
+
+
+def test_general_prompts_come_beside_the_others(model: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {f"rewards__{kind}__format": 1.0 for kind in ("general", "harmful")}
+    config = rl_config(model, **options)
+    rl_section = replace(config.rl, general_prompts_per_step=((0, 0), (1, 3)), steps=2)
+    looped = RLLoop(open_context(replace(config, rl=rl_section, stages={}), tmp_path), "r1_zero")
+    engine = ScriptedEngine(text_of)
+    looped.engine = engine  # type: ignore[assignment]
+    looped._collect()
+    looped.step = 1
+    looped._collect()
+    kinds: list[Sequence[str]] = [[name.split("-")[0] for name in ids] for ids, _, _ in engine.calls]
+    assert kinds == [["math"] * 4, ["math"] * 4 + ["general"] * 3]
+    assert (looped.cursor, looped.general_cursor) == (8, 3)
