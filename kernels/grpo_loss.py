@@ -12,92 +12,27 @@ The loss is separable over tokens once a sequence's sums are known, so forward k
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from r1fast.kernels.policy_loss import PolicyLoss
 from r1fast.kernels.segments import Segments, check_segments
 from r1fast.kernels.token_logprob import describe
 
+__all__ = ["K3_LINEAR_FROM", "PolicyLoss", "grpo_loss", "grpo_loss_reference"]
+
 # k3 and its gradient 1 - exp(d) go on as a straight line above this d = ref - logp: clamping all of d would give
-# gradient 0 where the pull must be strongest, clamping the exponential alone a gradient of the wrong sign.
+# gradient 0 where the pull must be strongest, clamping the exponential alone a gradient of the wrong sign. So would the
+# line times the ratio; but ratio x k3 = exp(ref - old) - ratio (1 + d), where only a constant can overflow.
 K3_LINEAR_FROM = 20.0
 _K3_SLOPE = math.expm1(K3_LINEAR_FROM)
+_EXP_MAX = 80.0  # exp of it is finite in fp32
 
 _Tokens = dict[str, Tensor | None]  # per-token inputs [T] by name
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyLoss:
-    """What the loss is. Raises ValueError for a value out of range and for an option that another one disables."""
-
-    objective: Literal["clip", "cispo", "reinforce", "nll"] = "clip"
-    """clip: PPO's, as in GRPO; cispo: -sg(min(ratio, 1 + clip_high)) A logp; reinforce: -A logp; nll: -logp."""
-    level: Literal["token", "sequence", "sequence_sum"] = "token"
-    """Ratio of a token, exp of the sequence's mean (GSPO), or of its sum, as R1 prints it: overflows fp32 at 88."""
-    clip_low: float = 0.2
-    """ratio >= 1 - clip_low where A < 0."""
-    clip_high: float = 0.2
-    """ratio <= 1 + clip_high where A > 0."""
-    dual_clip: float | None = None
-    """Bound of the ratio where A < 0, > 1 (dual-clip PPO)."""
-    delta: float | None = None
-    """The same bound as two-sided GRPO names it, > 1 + clip_high; set one of the two."""
-    kl: Literal["none", "k2", "k3", "weighted_k3"] = "k3"
-    """Estimator against the reference, per token; weighted_k3 is times the token ratio, which is differentiated."""
-    kl_coef: float = 0.001
-    """0 is as kl = "none": the reference is not read."""
-    correction: Literal["none", "truncate", "mask"] = "none"
-    """Weight exp(old - rollout + log kept mass) of the objective: at most the cap (TIS), or 0 outside [1/cap, cap]."""
-    correction_level: Literal["token", "sequence"] = "token"
-    """Of one token, or the product over the sequence."""
-    correction_cap: float = 2.0
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus, in nats."""
-    aggregate: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
-    """The caller's denominator is then the global number of sequences, of tokens, or any constant (Dr. GRPO)."""
-
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            choices = get_args(hint)
-            if choices and isinstance(choices[0], str):
-                if value not in choices:
-                    raise ValueError(f"{name} = {value!r} must be one of {', '.join(choices)}")
-            elif value is not None and math.isnan(value):
-                raise ValueError(f"{name} = {value} must be a number")
-        for name in ("clip_low", "clip_high", "kl_coef", "entropy_coef"):
-            value = getattr(self, name)
-            if value < 0 or (math.isinf(value) and name.endswith("coef")):
-                raise ValueError(f"{name} = {value} must be at least 0 and finite; 0 turns it off")
-        if self.dual_clip is not None and self.delta is not None:
-            raise ValueError(
-                f"dual_clip = {self.dual_clip} and delta = {self.delta} both bound the ratio where the advantage is "
-                "negative; set one"
-            )
-        if self.ratio_bound is not None and self.objective != "clip":
-            raise ValueError(f"dual_clip and delta belong to objective = 'clip', it is {self.objective!r}; unset them")
-        if self.dual_clip is not None and not self.dual_clip > 1:
-            raise ValueError(f"dual_clip = {self.dual_clip} must be above 1; None turns it off")
-        if self.delta is not None and not self.delta > 1 + self.clip_high:
-            raise ValueError(f"delta = {self.delta} must be above 1 + clip_high = {1 + self.clip_high}; None is off")
-        least = 1.0 if self.correction == "mask" else 0.0
-        if not self.correction_cap > least:
-            raise ValueError(f"correction_cap = {self.correction_cap} must be above {least:g} with {self.correction!r}")
-
-    @property
-    def ratio_bound(self) -> float | None:
-        """`dual_clip` or `delta`, which are one thing: the ratio's upper bound where A < 0."""
-        return self.delta if self.dual_clip is None else self.dual_clip
-
-    @property
-    def reads_reference(self) -> bool:
-        """Whether the loss needs the reference's log-probs."""
-        return self.kl != "none" and self.kl_coef > 0
 
 
 def grpo_loss_reference(
@@ -140,15 +75,24 @@ def grpo_loss_reference(
             )
         if options.reads_reference:
             assert ref_logp_T is not None
-            d = ref_logp_T[keep].detach() - logp
-            near = d.clamp(max=K3_LINEAR_FROM)
-            kl = d.square() / 2 if options.kl == "k2" else torch.expm1(near) - near + _K3_SLOPE * (d - near)
-            term = term + options.kl_coef * (kl * (logp - old).exp() if options.kl == "weighted_k3" else kl)
+            term = term + options.kl_coef * _reference_kl(logp, old, ref_logp_T[keep].detach(), options)
         if options.entropy_coef:
             assert entropy_T is not None
             term = term - options.entropy_coef * entropy_T[keep]
         total = total + (term.mean() if options.aggregate == "sequence_mean" else term.sum())
     return total / denominator
+
+
+def _reference_kl(logp: Tensor, old: Tensor, ref: Tensor, options: PolicyLoss) -> Tensor:
+    d = ref - logp
+    if options.kl == "k2":
+        return d.square() / 2
+    near = d.clamp(max=K3_LINEAR_FROM)
+    k3, far = torch.expm1(near) - near, _K3_SLOPE - K3_LINEAR_FROM + _K3_SLOPE * (d - K3_LINEAR_FROM)
+    if options.kl == "weighted_k3":
+        ratio = (logp - old).exp()
+        k3, far = ratio * k3, (ref - old).clamp(max=_EXP_MAX).exp() - ratio * (1 + d)
+    return torch.where(d > K3_LINEAR_FROM, far, k3)
 
 
 def _reference_objective(logp: Tensor, old: Tensor, advantage: Tensor, options: PolicyLoss) -> Tensor:
@@ -321,13 +265,13 @@ def _kl(batch: _Batch, options: PolicyLoss) -> tuple[Tensor, Tensor]:
     if options.kl == "k2":
         return d_T.square() / 2, -d_T
     near_T = d_T.clamp(max=K3_LINEAR_FROM)
-    beyond_T = _K3_SLOPE * (d_T - near_T)
     expm1_T = torch.expm1(near_T)  # exp(d) - d - 1 would be 0 in fp32 at d = 1e-4, where k3 is 5e-9
-    k3_T = expm1_T - near_T + beyond_T
+    k3_T = expm1_T - near_T
     if options.kl == "k3":
-        return k3_T, -expm1_T
+        return k3_T + _K3_SLOPE * (d_T - near_T), -expm1_T
     ratio_T = batch.x_T.exp()
-    return ratio_T * k3_T, ratio_T * (beyond_T - near_T)  # k3 - expm1(d) is -d, without cancellation
+    far_T = (batch.ref_T - batch.old_T).clamp(max=_EXP_MAX).exp() - ratio_T * (1 + d_T)
+    return torch.where(d_T > K3_LINEAR_FROM, far_T, ratio_T * k3_T), -ratio_T * d_T
 
 
 def _correction(batch: _Batch, options: PolicyLoss, metrics: dict[str, Tensor]) -> Tensor | None:

@@ -1,0 +1,128 @@
+"""The composed op against fp64 autograd from the hidden states on."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise, product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from r1fast.kernels.grpo_loss import PolicyLoss
+from r1fast.kernels.linear_grpo import linear_grpo_loss, linear_grpo_loss_reference
+from r1fast.kernels.linear_logprob import linear_logprob_reference
+
+LENGTHS = (4, 0, 6, 3)
+
+
+def batch(dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    total = sum(LENGTHS)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    hidden, weight, bias = (x.to(dtype) for x in (normal(total, 6), normal(19, 6), normal(19)))
+    targets = torch.randint(19, (total,), generator=generator)
+    logp = linear_logprob_reference(hidden.double(), weight.double(), targets, bias_V=bias.double(), softcap=6.0).logp
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    tokens = {name: (logp + 0.3 * normal(total)).to(wide) for name in ("old_logp_T", "ref_logp_T", "rollout_logp_T")}
+    return tokens | {
+        "hidden_TD": hidden,
+        "weight_VD": weight,
+        "bias_V": bias,
+        "targets_T": targets,
+        "advantage_N": normal(len(LENGTHS)).to(wide),
+        "cu_seqlens": torch.tensor([0, *LENGTHS]).cumsum(0),
+        "mask_T": torch.rand(total, generator=generator) > 0.3,
+        "temperature": 0.5 + torch.rand(total, generator=generator),
+        "softcap": 6.0,
+        "denominator": 3.0,
+    }
+
+
+def gradients(function: Any, arguments: dict[str, Any], options: PolicyLoss) -> tuple[Tensor, ...]:
+    leaves = {name: arguments[name].detach().clone().requires_grad_() for name in ("hidden_TD", "weight_VD", "bias_V")}
+    result = function(**{**arguments, **leaves}, options=options)
+    loss = result[0] if isinstance(result, tuple) else result
+    return loss.detach(), *torch.autograd.grad(loss, list(leaves.values()))
+
+
+@pytest.mark.parametrize(
+    ("objective", "level", "kl", "entropy_coef"),
+    list(product(("clip", "cispo", "nll"), ("token", "sequence"), ("none", "weighted_k3"), (0.0, 0.2))),
+)
+def test_gradients_against_fp64_autograd(objective: str, level: str, kl: str, entropy_coef: float) -> None:
+    options = PolicyLoss(
+        objective=objective, level=level, kl=kl, kl_coef=0.3, correction="truncate", entropy_coef=entropy_coef
+    )
+    exact = gradients(linear_grpo_loss_reference, batch(), options)
+    for dtype, unit in ((torch.float64, 1e-11), (torch.float32, 1e-5)):
+        for own, true in zip(gradients(linear_grpo_loss, batch(dtype), options), exact, strict=True):
+            assert own.dtype == dtype
+            torch.testing.assert_close(own.double(), true, rtol=unit, atol=unit * float(true.abs().max()))
+
+
+def test_low_precision_gradients_are_as_good_as_their_inputs() -> None:
+    options = PolicyLoss(kl="k3", kl_coef=0.1, entropy_coef=0.1)
+    arguments = batch(torch.bfloat16)
+    exact = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in arguments.items()}
+    own = gradients(linear_grpo_loss, arguments, options)
+    for a, b in zip(own, gradients(linear_grpo_loss_reference, exact, options), strict=True):
+        assert (a.double() - b).abs().max() <= 2**-6 * b.abs().max() + 1e-4
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_masked_hidden_states_may_be_nan_and_all_may_be_masked(masked: bool) -> None:
+    options = PolicyLoss(kl="none", entropy_coef=0.1)
+    arguments = batch()
+    if not masked:
+        arguments["mask_T"] = torch.zeros_like(arguments["mask_T"])
+    clean = gradients(linear_grpo_loss, arguments, options)
+    arguments["hidden_TD"] = arguments["hidden_TD"].masked_fill(~arguments["mask_T"][:, None], math.nan)
+    for own, expected in zip(gradients(linear_grpo_loss, arguments, options), clean, strict=True):
+        assert torch.equal(own, expected) and own.isfinite().all() and bool(own.any()) == masked
+
+
+@pytest.mark.parametrize("aggregate", ["sequence_mean", "token_mean", "constant"])
+def test_gradients_do_not_depend_on_micro_batches(aggregate: str) -> None:
+    options = PolicyLoss(aggregate=aggregate, level="sequence", kl="k3", kl_coef=0.2, entropy_coef=0.1)
+    arguments = batch()
+    whole = gradients(linear_grpo_loss, arguments, options)
+    sums = [torch.zeros_like(whole[0]), torch.zeros_like(whole[2]), torch.zeros_like(whole[3])]
+    for n, (start, stop) in enumerate(pairwise(arguments["cu_seqlens"].tolist())):
+        piece = {k: v[start:stop] if k.endswith(("_T", "_TD")) else v for k, v in arguments.items()}
+        piece["temperature"] = arguments["temperature"][start:stop]
+        piece |= {"advantage_N": arguments["advantage_N"][n : n + 1], "cu_seqlens": torch.tensor([0, stop - start])}
+        loss, dhidden, dweight, dbias = gradients(linear_grpo_loss, piece, options)
+        torch.testing.assert_close(dhidden, whole[1][start:stop])
+        for total, part in zip(sums, (loss, dweight, dbias), strict=True):
+            total += part
+    torch.testing.assert_close(sums, [whole[0], whole[2], whole[3]])
+
+
+def test_a_frozen_head_gets_no_gradient_and_metrics_hold_the_entropy() -> None:
+    arguments = batch() | {"mask_T": None, "memory_budget_bytes": 1 << 16}
+    hidden = arguments["hidden_TD"].requires_grad_()
+    loss, metrics = linear_grpo_loss(**arguments, options=PolicyLoss())
+    loss.backward()
+    assert hidden.grad is not None and arguments["weight_VD"].grad is None
+    names = ("bias_V", "temperature", "softcap")
+    tokens = linear_logprob_reference(
+        hidden.detach(),
+        arguments["weight_VD"],
+        arguments["targets_T"],
+        **{n: arguments[n] for n in names},
+        entropy=True,
+    )
+    assert tokens.entropy is not None
+    torch.testing.assert_close(metrics["entropy_sum"], tokens.entropy.sum())
+    assert metrics["tokens_count"] == sum(LENGTHS)
+
+
+def test_a_mask_that_does_not_fit_raises() -> None:
+    arguments = batch() | {"mask_T": torch.ones(3, dtype=torch.bool)}
+    with pytest.raises(ValueError, match="mask must be bool"):
+        linear_grpo_loss(**arguments, options=PolicyLoss(kl="none"))
