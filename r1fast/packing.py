@@ -10,19 +10,25 @@ from torch import Tensor
 from r1fast.records import Batch, Sequence
 
 
-def pack(sequences: list[Sequence], *, micro_batch_tokens: int, num_vocab: int | None = None) -> list[Batch]:
+def pack(
+    sequences: list[Sequence], *, micro_batch_tokens: int, num_vocab: int | None = None, share_prompts: bool = False
+) -> list[Batch]:
     """Pack into micro-batches of at most `micro_batch_tokens` tokens, sequences of like length together.
 
     A sequence is never split: one longer than the budget makes a micro-batch of its own. Order: longest first, so
-    that memory which does not suffice shows at once. Tensors are on the CPU. Raises ValueError for token ids outside
-    [0, `num_vocab`), a completion without a token before it, values that are not finite, mixed sequences with and
-    without rollout log-probs.
+    that memory which does not suffice shows at once. `share_prompts` stores a prompt once for all of its sequences in a
+    micro-batch (`shared_prompt.SharedPromptContext` attends to it). Tensors are on the CPU. Raises ValueError for token
+    ids outside [0, `num_vocab`), a completion without a token before it, values that are not finite, mixed sequences
+    with and without rollout log-probs.
     """
     for number, sequence in enumerate(sequences):
         _check(number, sequence, num_vocab)
-    lengths = [len(sequence.token_ids) for sequence in sequences]
-    groups = partition(lengths, micro_batch_tokens=micro_batch_tokens)
-    return [_pack_one([sequences[number] for number in group]) for group in groups]
+    units = [[number] for number in range(len(sequences))]
+    if share_prompts:
+        units = _units(sequences, micro_batch_tokens)
+    costs = [_cost([sequences[number] for number in unit]) for unit in units]
+    groups = partition(costs, micro_batch_tokens=micro_batch_tokens)
+    return [_pack_units([[sequences[n] for n in units[u]] for u in group], share_prompts) for group in groups]
 
 
 def partition(lengths: list[int], *, micro_batch_tokens: int) -> list[list[int]]:
@@ -41,29 +47,78 @@ def partition(lengths: list[int], *, micro_batch_tokens: int) -> list[list[int]]
     return groups
 
 
-def position_ids(cu_seqlens: Tensor) -> Tensor:
-    """int64 [T]: each token's position in its own sequence, from `cu_seqlens` int32 [N+1]."""
+def position_ids(cu_seqlens: Tensor, parent: Tensor | None = None) -> Tensor:
+    """int64 [T]: each token's position in its own sequence; a completion's go on where its prompt's (`parent`) end."""
     starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
+    if parent is not None:
+        starts = starts - torch.where(parent >= 0, lengths[parent.long().clamp(min=0)], 0)
     num_tokens = int(cu_seqlens[-1])
     return torch.arange(num_tokens, device=cu_seqlens.device) - starts.repeat_interleave(lengths)
 
 
-def _pack_one(sequences: list[Sequence]) -> Batch:
-    lengths = torch.tensor([len(s.token_ids) for s in sequences])
-    num_completion = lengths - torch.tensor([s.num_prompt_tokens for s in sequences])
-    token_ids = torch.cat([s.token_ids for s in sequences]).long()
-    ends = lengths.cumsum(0)
-    # token t is predicted by the hidden state at t - 1
-    target_index = torch.cat([torch.arange(e - c, e) for e, c in zip(ends, num_completion, strict=True)]).long()
+def _units(sequences: list[Sequence], budget: int) -> list[list[int]]:
+    """Sequence numbers that share a prompt, split where a unit would pass the budget."""
+    by_prompt: dict[tuple[int, ...], list[list[int]]] = {}
+    for number, sequence in enumerate(sequences):
+        prompt = tuple(sequence.token_ids[: sequence.num_prompt_tokens].tolist())
+        units = by_prompt.setdefault(prompt, [[]])
+        if units[-1] and _cost([sequences[n] for n in units[-1]] + [sequence]) > budget:
+            units.append([])
+        units[-1].append(number)
+    return [unit for units in by_prompt.values() for unit in units]
+
+
+def _cost(unit: list[Sequence]) -> int:
+    """Packed tokens of sequences that share a prompt."""
+    num_prompt = unit[0].num_prompt_tokens
+    return num_prompt + sum(len(sequence.token_ids) - num_prompt for sequence in unit)
+
+
+def _pack_units(units: list[list[Sequence]], share_prompts: bool) -> Batch:
+    """One micro-batch; a unit of several sequences stores its prompt once, as the parent of their completions."""
+    tokens: list[Tensor] = []
+    lengths: list[int] = []
+    parents: list[int] = []
+    predictors: list[Tensor] = []
+    num_tokens = 0
+
+    def add(segment: Tensor, parent: int) -> int:
+        """Append a segment; the packed position at which it starts."""
+        nonlocal num_tokens
+        tokens.append(segment)
+        lengths.append(len(segment))
+        parents.append(parent)
+        num_tokens += len(segment)
+        return num_tokens - len(segment)
+
+    for unit in units:
+        num_prompt = unit[0].num_prompt_tokens
+        if len(unit) == 1:
+            start = add(unit[0].token_ids, -1)
+            # token t is predicted by the hidden state at t - 1
+            predictors.append(torch.arange(start + num_prompt, start + len(unit[0].token_ids)) - 1)
+            continue
+        root = len(lengths)
+        prompt_end = add(unit[0].token_ids[:num_prompt], -1) + num_prompt
+        for sequence in unit:
+            completion = sequence.token_ids[num_prompt:]
+            start = add(completion, root)
+            predictor = torch.arange(start, start + len(completion)) - 1
+            if len(completion):
+                predictor[0] = prompt_end - 1
+            predictors.append(predictor)
+    sequences = [sequence for unit in units for sequence in unit]
+    num_completion = torch.tensor([len(s.token_ids) - s.num_prompt_tokens for s in sequences])
     return Batch(
-        token_ids=token_ids,
-        cu_seqlens=_offsets(lengths),
-        predictor_index=target_index - 1,
-        targets=token_ids[target_index],
+        token_ids=torch.cat(tokens).long(),
+        cu_seqlens=_offsets(torch.tensor(lengths)),
+        predictor_index=torch.cat(predictors).long(),
+        targets=torch.cat([s.token_ids[s.num_prompt_tokens :] for s in sequences]).long(),
         completion_cu_seqlens=_offsets(num_completion),
         advantage=torch.tensor([s.advantage for s in sequences], dtype=torch.float32),
         rollout_logp=_join([s.rollout_logp for s in sequences], "rollout_logp"),
         log_kept_mass=_join([s.log_kept_mass for s in sequences], "log_kept_mass"),
+        parent=torch.tensor(parents, dtype=torch.int32) if share_prompts else None,
     )
 
 

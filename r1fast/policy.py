@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from r1fast.attention import ATTENTION_NAME, PackedContext, register_attention
 from r1fast.packing import position_ids
 from r1fast.records import Batch
+from r1fast.shared_prompt import SharedPromptContext
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class Policy:
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states [T, D] (after the final norm) of a packed batch, which may be on the host."""
         with self._checkpointing():
-            outputs = self.module.base_model(**self._inputs(batch.token_ids, batch.cu_seqlens))
+            outputs = self.module.base_model(**self._inputs(batch.token_ids, batch.cu_seqlens, batch.parent))
         return cast(Tensor, outputs.last_hidden_state[0])
 
     def save(self, directory: str | Path) -> None:
@@ -149,12 +150,13 @@ class Policy:
             target.copy_(sources[name])
         self.version = source.version
 
-    def _inputs(self, token_ids: Tensor, cu_seqlens: Tensor) -> dict[str, Any]:
+    def _inputs(self, token_ids: Tensor, cu_seqlens: Tensor, parent: Tensor | None = None) -> dict[str, Any]:
+        shared = None if parent is None else SharedPromptContext(cu_seqlens, parent, self.device)
         return {
             "input_ids": token_ids.to(self.device, non_blocking=True)[None],
-            "position_ids": position_ids(cu_seqlens).to(self.device, non_blocking=True)[None],
+            "position_ids": position_ids(cu_seqlens, parent).to(self.device, non_blocking=True)[None],
             "use_cache": False,  # a cache would make some models look for padding in the position ids
-            "attention_context": PackedContext(cu_seqlens, self.device),
+            "attention_context": shared or PackedContext(cu_seqlens, self.device),
         }
 
     @contextmanager

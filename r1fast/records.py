@@ -78,9 +78,11 @@ class Sequence:
 class Batch:
     """One packed micro-batch; sequences are never split over micro-batches.
 
-    `token_ids` int64 [T]; `cu_seqlens` int32 [N+1] over T; `predictor_index` int64 [C]: position in T of the hidden
-    state that predicts each completion token; `targets` int64 [C]; `completion_cu_seqlens` int32 [N+1] over C;
-    `advantage` fp32 [N]; `rollout_logp`, `log_kept_mass` fp32 [C] or None (SFT).
+    `token_ids` int64 [T]; `cu_seqlens` int32 [S+1] over T: the segments, which are the sequences (S = N) unless prompts
+    are shared; then `parent` int32 [S] names the prompt's segment of each completion, -1 for a root.
+    `predictor_index` int64 [C]: position in T of the hidden state that predicts each completion token; `targets` int64
+    [C]; `completion_cu_seqlens` int32 [N+1] over C; `advantage` fp32 [N]; `rollout_logp`, `log_kept_mass` fp32 [C] or
+    None (SFT).
     """
 
     token_ids: Tensor
@@ -91,3 +93,4 @@ class Batch:
     advantage: Tensor
     rollout_logp: Tensor | None
     log_kept_mass: Tensor | None
+    parent: Tensor | None = None
