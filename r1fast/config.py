@@ -8,7 +8,8 @@ The defaults are R1's published numbers where one exists (`source` says where), 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,6 +47,17 @@ EMBEDDED_MODELS = ("tiny-teacher", "tiny-student")
 
 class ConfigError(ValueError):
     """Bad input: the message gives the value, the constraint and the fix."""
+
+
+@contextmanager
+def user_input() -> Iterator[None]:
+    """Within, what cannot be loaded or used is the user's to fix: ValueError and OSError become ConfigError."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def option(default: Any, help: str, *, unit: str = "", need: str = "", source: str = "") -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from r1fast.config import STAGES, Config
+from r1fast.config import STAGES, Config, user_input
 from r1fast.console import Console
 from r1fast.distributed import Ranks
 from r1fast.metrics import MetricsLog
@@ -80,21 +80,19 @@ class RunContext:
         """The model of a finished stage, or of [model] for `base` and `student`, with the template `stage` uses."""
         config, model = self.config, self.config.model
         trained = origin not in ("base", "student")
-        path = (
-            self.directory(origin) / "checkpoint"
-            if trained
-            else model_path(model.path if origin == "base" else model.student)
-        )
-        policy = Policy.load(
-            path,
-            device=self.ranks.device,
-            dtype=compute_dtype(config, self.ranks.device),
-            gguf_file="" if trained or origin == "student" else model.gguf_file,
-            trust_remote_code=model.trust_remote_code,
-            gradient_checkpointing=config.optimizer.gradient_checkpointing,
-        )
-        name = "chat" if (stage or origin) in CONVERSATIONAL else model.template
-        set_template(policy.tokenizer, name, embedded=config.data.source == "tiny")
+        with user_input():
+            named = model.path if origin == "base" else model.student
+            path = self.directory(origin) / "checkpoint" if trained else model_path(named)
+            policy = Policy.load(
+                path,
+                device=self.ranks.device,
+                dtype=compute_dtype(config, self.ranks.device),
+                gguf_file="" if trained or origin == "student" else model.gguf_file,
+                trust_remote_code=model.trust_remote_code,
+                gradient_checkpointing=config.optimizer.gradient_checkpointing,
+            )
+            name = "chat" if (stage or origin) in CONVERSATIONAL else model.template
+            set_template(policy.tokenizer, name, embedded=config.data.source == "tiny")
         return policy
 
     def prompts(self, policy: Policy, prompts: list[Prompt]) -> list[Prompt]:

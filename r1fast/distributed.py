@@ -161,6 +161,10 @@ def die_with_parent() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
 
 
+class RunDirectoryInUse(RuntimeError):
+    """Another process writes to the run directory."""
+
+
 def lock_run_dir(path: str | Path, rank: int = 0) -> IO[str]:
     """Hold `path` for this process until the returned file is closed or the process ends, so two writers cannot be.
 
@@ -176,9 +180,9 @@ def lock_run_dir(path: str | Path, rank: int = 0) -> IO[str]:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
-        raise RuntimeError(
+        raise RunDirectoryInUse(
             f"run directory {directory} is in use by process {holder}; wait until it ends, stop it (kill {holder}), "
-            "or choose another directory with --run DIR"
+            "or choose another directory with --run.dir DIR"
         ) from None
     file.truncate(0)
     file.write(f"{os.getpid()}\n")

@@ -9,7 +9,7 @@ from rich.console import Console as RichConsole
 from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
-from r1fast.config import Config
+from r1fast.config import Config, user_input
 from r1fast.console import Console
 from r1fast.context import RunContext, compute_dtype
 from r1fast.distributed import Ranks, idle_gpu_hint
@@ -35,7 +35,8 @@ def open_source(config: Config) -> Source:
         )
     from r1fast.data import PromptSource
 
-    return PromptSource(data)
+    with user_input():
+        return PromptSource(data)
 
 
 def open_run(config: Config, run_dir: Path, ranks: Ranks, stop: StopRequest | None = None) -> RunContext:

@@ -15,6 +15,7 @@ from r1fast.config import Config, ConfigError
 from r1fast.options import Invocation, differing_keys, help_text, parse, read_config, to_toml
 from r1fast.stop import Stopped, StopRequest
 
+FAILURE = 1
 BAD_INPUT = 2
 
 
@@ -67,10 +68,10 @@ def _train(invocation: Invocation) -> int:
                 _claim(config, run_dir)
             ranks.barrier()
             return _run(open_run(config, run_dir, ranks, stop))
-    except (ConfigError, ValueError) as error:
+    except (ConfigError, distributed.RunDirectoryInUse) as error:
         if ranks.rank == 0:
             print(f"r1fast: {error}", file=sys.stderr, flush=True)
-        return BAD_INPUT
+        return BAD_INPUT if isinstance(error, ConfigError) else FAILURE
     except Stopped:
         if ranks.rank == 0:
             print(f"r1fast: stopped by SIGTERM; the same command continues {run_dir}", file=sys.stderr, flush=True)
@@ -115,7 +116,7 @@ def _claim(config: Config, run_dir: Path) -> None:
         if keys:
             raise ConfigError(
                 f"{run_dir} holds a run with another recipe; it differs in {', '.join(keys)}. "
-                "Give --run another directory, or the options it was started with"
+                "Give --run.dir another directory, or the options it was started with"
             )
         return
     from r1fast.pipeline import versions

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 
 from r1fast.checkpoint import load_state, save_state
-from r1fast.config import Config
+from r1fast.config import Config, user_input
 from r1fast.context import START, RunContext
 from r1fast.diagnosis import why_stalled
 from r1fast.evaluate import dev_reading
@@ -72,7 +72,8 @@ class RLLoop:
         """All steps, from the last saved state if there is one."""
         rl = self.config.rl
         self._resume()
-        self.scorer.check_gold(self.prompts.take(0, min(16, rl.steps * at(rl.prompts_per_step, 0))))
+        with user_input():
+            self.scorer.check_gold(self.prompts.take(0, min(16, rl.steps * at(rl.prompts_per_step, 0))))
         self.context.console.stage_start(
             self.stage, rl.steps, f"GRPO, {at(rl.prompts_per_step, 0)} prompts x {rl.group_size}", first_step=self.step
         )

@@ -35,7 +35,7 @@ class Size:
 
 
 SIZES = {
-    "teacher": Size(layers=4, hidden=128, steps=2600, lr=3e-3),
+    "teacher": Size(layers=4, hidden=128, steps=4000, lr=3e-3),
     "student": Size(layers=2, hidden=64, steps=3000, lr=4e-3),
 }
 
