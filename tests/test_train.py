@@ -71,11 +71,12 @@ def test_a_failure_is_not_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         main([*SHORT, "--run", str(tmp_path / "run")])
 
 
-def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
+def test_a_directory_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from r1fast.distributed import lock_run_dir
 
-    with lock_run_dir(tmp_path), pytest.raises(RuntimeError, match=f"in use by process {os.getpid()}"):
-        main([*SHORT, "--run", str(tmp_path)])
+    with lock_run_dir(tmp_path):
+        assert main([*SHORT, "--run", str(tmp_path)]) == 1
+    assert f"in use by process {os.getpid()}" in capsys.readouterr().err
 
 
 def test_sigterm_saves_and_the_same_command_continues(
@@ -128,7 +129,7 @@ def test_two_processes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "r1fast.train"]
     root = Path(__file__).parents[1]
     done = subprocess.run(
-        [*command, "--recipe", "smoke", "--run", str(tmp_path / "run")],
+        [*command, "--recipe", "smoke", "--run.dir", str(tmp_path / "run")],  # torchrun takes --run for its --run-path
         cwd=root,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
