@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_run import ScriptedEngine, open_context, save_model, tiny_config
 
-from r1fast.config import STAGES
+from r1fast.config import STAGES, ConfigError
 from r1fast.context import ROWS, read_lines
 from r1fast.records import Prompt
 from r1fast.rewards.response import parse_response
@@ -53,7 +53,7 @@ def test_an_interrupted_evaluation_continues_with_the_next_model(
     engine = ScriptedEngine(script)
     monkeypatch.setattr(evaluation, "RolloutEngine", engine)
     with open_context(config, tmp_path / "run") as context:
-        with pytest.raises(OSError):  # R1-Zero's checkpoint is not there
+        with pytest.raises(ConfigError):  # R1-Zero's checkpoint is not there
             run_evaluation(context, "evaluation")
         assert len(engine.calls) == 3  # problems, general requests, problems at temperature 1
         save_model(context.directory("r1_zero") / "checkpoint", seed=1)

@@ -47,7 +47,7 @@ def test_every_recipe_loads_and_its_config_toml_gives_it_back(name: str, tmp_pat
 
 
 def test_recipes_of_the_package() -> None:
-    assert recipe_names() == ["r1", "smollm2-zero", "tiny", "tiny-no-language"]
+    assert recipe_names() == ["r1", "smoke", "smollm2-zero", "tiny", "tiny-no-language"]
 
 
 def test_tiny_is_the_default_and_runs_every_stage() -> None:
