@@ -1,7 +1,8 @@
 """R1-Zero on SmolLM2-135M on a CPU: `python -m bench.smollm2 --model DIRECTORY` (the README says how to get it).
 
 Runs the recipe `smollm2-zero` (or reads a finished run), draws strict and lenient accuracy over steps to
-bench/results/smollm2-zero.png and writes the figures beside it. The picture needs matplotlib, which reasoning-gym brings.
+bench/results/smollm2-zero.png and writes the figures beside it. The picture needs
+matplotlib, which reasoning-gym brings.
 """
 
 from __future__ import annotations

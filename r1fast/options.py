@@ -239,7 +239,10 @@ def help_text() -> str:
             first.lstrip("# "), width=110, initial_indent=f"  {name:<18} ", subsequent_indent=" " * 21
         )
     lines += ["", "short forms:"]
-    lines += ["  --run DIR          --run.dir DIR", "  --model PATH       --model.path PATH"]
+    lines += [
+        "  --run DIR          --run.dir DIR (under torchrun write --run.dir: it takes --run for its own --run-path)",
+        "  --model PATH       --model.path PATH",
+    ]
     lines += ["  --data FILE        --data.source jsonl --data.file FILE"]
     lines += ["  --dry-run          print the plan (stages, steps, tokens, memory, time) and exit", ""]
     lines += _wrap(

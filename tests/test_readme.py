@@ -46,7 +46,7 @@ def test_help_and_dry_run(command: str) -> None:
 
 def test_the_main_job_by_its_command(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = call("torchrun -m r1fast.train", "--recipe", "smoke", "--run", str(run))
+    result = call("torchrun -m r1fast.train", "--recipe", "smoke", "--run.dir", str(run))
     assert result.returncode == 0, result.stdout + result.stderr
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert list(summary["eval"])[:2] == ["base", "r1_zero"]
