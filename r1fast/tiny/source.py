@@ -14,6 +14,7 @@ from r1fast.tiny.lexicon import Language, rewrite
 from r1fast.tiny.problems import Problem, problems
 
 GOOD_SHARE = 0.6  # of the supervised general data: cleaner data would leave RL 2 nothing to gain
+OFF_TOPIC_SHARE = 0.25  # of the judged pairs set an answer beside one to another request
 JUDGE_NOISE = 0.04  # of the pairs and safety labels are wrong, as judges are
 MIN_GRADE_GAP = 1  # R1 keeps pairs whose score difference exceeds 1 on a scale of 10
 GENERAL_HELD_OUT = 256
@@ -56,10 +57,10 @@ class TinySource:
         pairs: list[PreferencePair] = []
         while len(pairs) < count:
             for request in self._drawn(split, count - len(pairs), rng):
-                graded = sorted(
-                    ((grade(request, text), text) for text in (_candidate(request, rng), _candidate(request, rng))),
-                    key=lambda pair: pair[0],
-                )
+                texts = [_candidate(request, rng), _candidate(request, rng)]
+                if rng.random() < OFF_TOPIC_SHARE:
+                    texts[1] = good_answer(self._drawn(split, 1, rng)[0], rng)
+                graded = sorted(((grade(request, text), text) for text in texts), key=lambda pair: pair[0])
                 (low, rejected), (high, chosen) = graded
                 if high - low < MIN_GRADE_GAP:
                     continue
