@@ -20,6 +20,7 @@ STUDENT = ModelSize(
     num_params=137_984, vocab_size=231, hidden_size=64, intermediate_size=256, num_layers=2, kv_width=32
 )
 SPEED = Speed(flops_per_s=1e11)
+THIRTY_STEPS = ["--stages.r1_zero.steps", "30"]
 
 
 def stages(config: Config, **options: int) -> dict[str, StagePlan]:
@@ -32,7 +33,7 @@ def memory(stage: StagePlan) -> dict[str, int]:
 
 
 def test_an_rl_stage_counts_samples_and_tokens() -> None:
-    config = parse(["--rl.dev_every_steps", "0"]).config
+    config = parse(["--rl.dev_every_steps", "0", *THIRTY_STEPS]).config
     work = stages(config, prompt_tokens=35)["r1_zero"].work
     assert (work.steps, work.samples) == (30, 30 * 32 * 8)
     assert work.generated_tokens == 7_680 * 64
@@ -40,15 +41,16 @@ def test_an_rl_stage_counts_samples_and_tokens() -> None:
 
 
 def test_schedules_count_piece_by_piece() -> None:
-    argv = ["--rl.dev_every_steps", "0", "--rl.max_tokens", "[[0, 64], [20, 128]]"]
+    argv = ["--rl.dev_every_steps", "0", *THIRTY_STEPS, "--rl.max_tokens", "[[0, 64], [20, 128]]"]
     work = stages(parse([*argv, "--rl.prompts_per_step", "[[0, 32], [25, 16], [90, 1]]"]).config)["r1_zero"].work
     assert work.samples == (25 * 32 + 5 * 16) * 8
     assert work.generated_tokens == (20 * 32 * 64 + 5 * 32 * 128 + 5 * 16 * 128) * 8
 
 
 def test_dev_evaluations_are_counted() -> None:
-    without = stages(parse(["--rl.dev_every_steps", "0"]).config)["r1_zero"].work
-    with_dev = stages(parse(["--rl.dev_every_steps", "10", "--rl.dev_problems", "100"]).config)["r1_zero"].work
+    without = stages(parse([*THIRTY_STEPS, "--rl.dev_every_steps", "0"]).config)["r1_zero"].work
+    argv = [*THIRTY_STEPS, "--rl.dev_every_steps", "10", "--rl.dev_problems", "100"]
+    with_dev = stages(parse(argv).config)["r1_zero"].work
     assert with_dev.generated_tokens - without.generated_tokens == 4 * 100 * 64  # before, and after 10, 20, 30 steps
 
 
@@ -94,8 +96,9 @@ def test_the_kv_cache_of_long_completions_outgrows_the_activations() -> None:
 
 
 def test_time_falls_with_processes_and_rises_with_steps() -> None:
-    one, two = stages(parse([]).config)["r1_zero"], stages(parse([]).config, world_size=2)["r1_zero"]
-    assert two.time_s == pytest.approx(one.time_s / 2)
+    config = parse(THIRTY_STEPS).config
+    one, two = stages(config)["r1_zero"], stages(config, world_size=2)["r1_zero"]
+    assert two.time_s == pytest.approx(one.time_s / 2, rel=1e-3)  # a rank cannot take half a row
     longer = stages(parse(["--rl.steps", "60"]).config)["r1_zero"]
     assert longer.time_s == pytest.approx(2 * one.time_s, rel=0.1)
 
