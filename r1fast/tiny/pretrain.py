@@ -1,7 +1,7 @@
 """Train the embedded base models from nothing: `python -m r1fast.tiny.pretrain --model teacher --seed 0 --out DIR`.
 
 A plain language-model run over `corpus.documents` (training split only), deterministic for a seed and thread count.
-On two CPU cores the teacher takes about 15 minutes, the student about 3.
+The teacher took 27 minutes and the student 13, each on one core of a busy machine.
 """
 
 from __future__ import annotations
