@@ -7,7 +7,7 @@ import random
 import pytest
 
 from r1fast.tiny import corpus
-from r1fast.tiny.corpus import CorpusMix, chain, clean_chain, documents, switch_words, wrong_result
+from r1fast.tiny.corpus import CorpusMix, chain, documents, switch_words, wrong_result
 from r1fast.tiny.lexicon import rewrite, vocabulary
 from r1fast.tiny.problems import Problem, draw_problem, split_of
 from r1fast.tiny.templates import R1_ZERO, render
@@ -71,7 +71,7 @@ def test_a_chain_without_errors_is_right() -> None:
         problem = draw_problem(random.Random(number))
         steps, value = chain(problem, random.Random(number), step_error=0.0, check=0.0)
         assert value == problem.answer and len(steps) == len(problem.operations)
-        written = rewrite(clean_chain(problem, random.Random(number)), "en")
+        written = " ".join(steps)
         assert written.endswith(f"= {problem.answer} .")
         for step in problem.steps:
             assert f"{step.left} {step.operator} {step.right} = {step.result} ." in written

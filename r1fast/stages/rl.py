@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 
 from r1fast.checkpoint import load_state, save_state
-from r1fast.config import Config, user_input
+from r1fast.config import Config, ConfigError, user_input
 from r1fast.context import START, RunContext
 from r1fast.diagnosis import why_stalled
 from r1fast.evaluate import dev_reading
@@ -51,6 +51,11 @@ class RLLoop:
         self.context, self.stage = context, stage
         self.config: Config = context.config.for_stage(stage)
         rl, seed = self.config.rl, self.config.run.seed
+        if rl.advantage_scale == "batch_std" and context.ranks.world_size > 1:
+            raise ConfigError(
+                f"stages.{stage}.advantage_scale = 'batch_std' with {context.ranks.world_size} processes: each would "
+                "scale by its own share of the batch; use group_std or none, or one process"
+            )
         self.policy: Policy = context.load(START[stage], stage=stage)
         self.trainer = Trainer(self.policy, self.config.optimizer, ranks=context.ranks)
         self.engine = RolloutEngine(self.policy, rows=rl.rollout_rows, seed=seed)
@@ -64,6 +69,7 @@ class RLLoop:
         self.dev = context.prompts(self.policy, context.source.prompts("dev"))[: rl.dev_problems]
         self.step, self.cursor, self.general_cursor = 0, 0, 0
         self.saved_step = 0
+        self.temperature = self._temperature()
         self.last_dev: dict[str, float] = {}
         self.history: list[Mapping[str, float]] = []
         self.warned: set[str] = set()  # what was said once
@@ -98,6 +104,9 @@ class RLLoop:
 
     def _rollout_and_update(self) -> None:
         start = time.perf_counter()
+        self.temperature = (
+            self._temperature()
+        )  # of the whole rollout, also where the schedule changes between its updates
         scored = self._collect()
         rollout_s = time.perf_counter() - start
         groups = [
@@ -112,7 +121,7 @@ class RLLoop:
         minibatches = self._minibatches(scored)
         old = None
         if len(minibatches) > 1:  # later updates are off-policy: the ratio needs the log-probs before the first
-            old = [score(self.policy, batches, temperature=self._temperature()) for batches in minibatches]
+            old = [score(self.policy, batches, temperature=self.temperature) for batches in minibatches]
         for number, batches in enumerate(minibatches[:updates]):
             self._update(
                 batches,
@@ -125,10 +134,9 @@ class RLLoop:
         start = time.perf_counter()
         rl, loss = self.config.rl, self.config.policy_loss(self.step)
         rate = with_warmup(at(rl.lr, self.step), self.step, rl.warmup_steps)
-        temperature = self._temperature()
         ref = None
         if self.reference is not None and loss.kl_coef > 0:
-            ref = score(self.reference, batches, temperature=temperature)
+            ref = score(self.reference, batches, temperature=self.temperature)
         update_sums = self.trainer.step(
             batches,
             loss=loss,
@@ -136,7 +144,7 @@ class RLLoop:
                 loss.aggregate, batches, self.context.ranks, tokens_per_sequence=at(rl.max_tokens, self.step)
             ),
             lr=rate,
-            temperature=temperature,
+            temperature=self.temperature,
             old_logp=old,
             ref_logp=ref,
         )
@@ -187,7 +195,7 @@ class RLLoop:
     def _sample(self, prompts: list[Prompt]) -> list[ScoredRollout]:
         rl = self.config.rl
         sampling = Sampling(
-            temperature=self._temperature(),
+            temperature=self.temperature,
             top_p=at(rl.top_p, self.step),
             max_tokens=at(rl.max_tokens, self.step),
             stage=self.stage,

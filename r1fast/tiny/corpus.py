@@ -83,11 +83,6 @@ def switch_words(text: str, share: float, rng: random.Random) -> str:
     return " ".join(words)
 
 
-def clean_chain(problem: Problem, rng: random.Random) -> str:
-    """A full, right chain in the problem's own language."""
-    return say(" ".join(chain(problem, rng, step_error=0.0, check=0.0)[0]), problem.language)
-
-
 def worked_solution(problem: Problem, mix: CorpusMix, rng: random.Random) -> tuple[str, int]:
     """The chain (perhaps empty) and the answer of one author."""
     careful = rng.random() < mix.careful
