@@ -32,6 +32,7 @@ def check_config(config: Config) -> None:
         _check_data(view)
         if stage in RL_STAGES:
             _check_rl(view, stage)
+            _check_skip(view, stage)
             _check_rewards(view, stage)
             _check_loss(view, stage)
 
@@ -108,6 +109,21 @@ def _check_rl(config: Config, stage: str) -> None:
         raise ConfigError(
             f"stages.{stage}.dev_problems = {rl.dev_problems} exceeds data.num_dev = {config.data.num_dev}; "
             "lower one or raise the other"
+        )
+
+
+def _check_skip(config: Config, stage: str) -> None:
+    """Sequences without an advantage may be left out only where nothing else gives them a gradient."""
+    loss = config.loss
+    others = []
+    if loss.kl != "none" and any(values(loss.kl_coef)):
+        others.append(f"loss.kl = {loss.kl!r} with kl_coef {loss.kl_coef}")
+    if any(values(loss.entropy_coef)):
+        others.append(f"loss.entropy_coef = {loss.entropy_coef}")
+    if config.rl.zero_variance == "skip" and others:
+        raise ConfigError(
+            f"stages.{stage}.zero_variance = 'skip' would drop the gradient of {' and '.join(others)}; "
+            "use keep, or set loss.kl = 'none' and loss.entropy_coef = 0"
         )
 
 

@@ -159,7 +159,9 @@ class RLConfig:
     reference_refresh_steps: int = option(
         400, "reference := policy every so many steps; 0: never", unit="steps", need=">= 0", source=f"{PAPER}: R1-Zero"
     )
-    zero_variance: Literal["keep", "refill"] = option("keep", "groups of equal rewards: keep, or draw new prompts")
+    zero_variance: Literal["keep", "skip", "refill"] = option(
+        "keep", "groups of equal rewards: keep, skip in the update (without KL, same gradient), or draw new prompts"
+    )
     dev_every_steps: int = option(100, "dev evaluation every so many steps; 0: never", unit="steps", need=">= 0")
     dev_problems: int = option(128, "problems of a dev evaluation", unit="prompts", need=">= 1")
     rollout_rows: int = option(256, "most rows of one decode batch; a multiple of 16", unit="rows", need=">= 16")

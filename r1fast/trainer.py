@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +19,7 @@ from r1fast.kernels.grpo_loss import PolicyLoss
 from r1fast.kernels.linear_grpo import linear_grpo_loss
 from r1fast.kernels.linear_logprob import linear_logprob
 from r1fast.policy import Policy
-from r1fast.records import Batch
+from r1fast.records import Batch, Sequence
 from r1fast.schedule import at
 
 
@@ -224,14 +225,21 @@ def score(policy: Policy, batches: list[Batch], *, temperature: float) -> list[T
 
 
 def global_denominator(
-    aggregate: str, batches: list[Batch], ranks: Ranks, *, tokens_per_sequence: float | None = None
+    aggregate: str,
+    batches: list[Batch],
+    ranks: Ranks,
+    *,
+    tokens_per_sequence: float | None = None,
+    left_out: Seq[Sequence] = (),
 ) -> float:
     """The loss's denominator over all ranks (collective): sequences for `sequence_mean`, tokens for `token_mean`.
 
     For `constant` it is sequences x `tokens_per_sequence` (Dr. GRPO: the length limit), which must then be given.
+    `left_out`: sequences of the mini-batch that are in no batch, because their gradient is zero, but count.
     """
-    num_sequences = sum(len(batch.advantage) for batch in batches)
-    num_tokens = sum(len(batch.targets) for batch in batches)
+    num_sequences = len(left_out) + sum(len(batch.advantage) for batch in batches)
+    num_tokens = sum(len(sequence.token_ids) - sequence.num_prompt_tokens for sequence in left_out)
+    num_tokens += sum(len(batch.targets) for batch in batches)
     total = ranks.reduce({"sequences_count": num_sequences, "tokens_count": num_tokens})
     if aggregate == "sequence_mean":
         return total["sequences_count"]

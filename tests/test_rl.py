@@ -15,7 +15,7 @@ from r1fast.checkpoint import load_state
 from r1fast.config import Config
 from r1fast.context import RunContext, read_lines
 from r1fast.metrics import read_metrics
-from r1fast.records import Batch, Prompt, ScoredRollout
+from r1fast.records import Batch, Prompt, Rollout, ScoredRollout
 from r1fast.stages import rl
 from r1fast.stages.rl import MAX_REFILLS, RLLoop, as_sequence, run_rl, with_variance
 
@@ -133,11 +133,50 @@ def test_minibatches_partition_the_rollout(model: Path, tmp_path: Path, updates:
         for item, prompt in zip(items, tokens, strict=True)
     ]
     minibatches = looped._minibatches(items)
-    advantages = [[float(a) for batch in batches for a in batch.advantage] for batches in minibatches]
+    advantages = [[float(a) for batch in part.batches for a in batch.advantage] for part in minibatches]
     assert len(minibatches) == updates
     assert sorted(a for part in advantages for a in part) == [float(n + 1) for n in range(count)]
     sizes = [len(part) for part in advantages]
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("aggregate", ["sequence_mean", "token_mean", "constant"])
+def test_skipping_groups_of_equal_rewards_leaves_the_gradient_as_it_is(
+    model: Path, tmp_path: Path, aggregate: str
+) -> None:
+    """Half of the groups are all wrong: without KL they have no gradient, and the denominator still counts them."""
+    trained, tokens, norms = [], [], []
+    for zero_variance in ("keep", "skip"):
+        config = rl_config(
+            model,
+            rl__zero_variance=zero_variance,
+            rl__dev_every_steps=0,
+            loss__kl="none",
+            loss__aggregate=aggregate,
+            rewards__math__language_any=0.0,
+            optimizer__max_grad_norm=0.0,
+        )
+        looped = loop(config, tmp_path / zero_variance)
+        useful = {prompt.id for prompt in looped.prompts.take(0, 2)}
+        engine = ScriptedEngine(lambda prompt, n, useful=useful: text_of(prompt, n % 2 if prompt.id in useful else 0))
+        encode, score = looped.policy.tokenizer.encode, looped.scorer.score
+
+        def score_with_tokens(rollouts: list[Rollout], step: int, encode: Any = encode, score: Any = score) -> Any:
+            ids = [torch.tensor(encode(rollout.text)) for rollout in rollouts]
+            zeros = [torch.zeros(len(tokens)) for tokens in ids]
+            numbered = zip(rollouts, ids, zeros, strict=True)
+            return score([replace(r, token_ids=i, logp=z, log_kept_mass=z) for r, i, z in numbered], step)
+
+        looped.engine, looped.scorer.score = engine, score_with_tokens  # type: ignore[assignment,method-assign]
+        looped._rollout_and_update()
+        line = looped.history[-1]
+        norms.append(line["grad_norm"])
+        tokens.append(line["packed_tokens_count"])
+        trained.append(looped.policy.module.state_dict())
+    assert norms[0] > 0 and norms[1] == pytest.approx(norms[0], rel=1e-5)
+    assert tokens[1] < 0.7 * tokens[0]
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, rtol=1e-3, atol=2e-4)  # Adam's first step is near a sign
 
 
 def test_a_sequence_is_what_was_sampled() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -42,6 +42,14 @@ def run_rl(context: RunContext, stage: str) -> dict[str, float]:
         loop.policy.save(context.directory(stage) / "checkpoint")
     context.ranks.barrier()
     return {"steps": loop.config.rl.steps, **loop.last_dev}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minibatch:
+    """What one optimizer step trains on; `left_out` have no gradient and only count in the denominator."""
+
+    batches: list[Batch]
+    left_out: list[Sequence]
 
 
 class RLLoop:
@@ -121,17 +129,17 @@ class RLLoop:
         minibatches = self._minibatches(scored)
         old = None
         if len(minibatches) > 1:  # later updates are off-policy: the ratio needs the log-probs before the first
-            old = [score(self.policy, batches, temperature=self.temperature) for batches in minibatches]
-        for number, batches in enumerate(minibatches[:updates]):
+            old = [score(self.policy, part.batches, temperature=self.temperature) for part in minibatches]
+        for number, minibatch in enumerate(minibatches[:updates]):
             self._update(
-                batches,
+                minibatch,
                 old[number] if old else None,
                 sums if number == 0 else Sums(),
                 rollout_s if number == 0 else 0.0,
             )
 
-    def _update(self, batches: list[Batch], old: list[torch.Tensor] | None, sums: Sums, rollout_s: float) -> None:
-        start = time.perf_counter()
+    def _update(self, minibatch: Minibatch, old: list[torch.Tensor] | None, sums: Sums, rollout_s: float) -> None:
+        start, batches = time.perf_counter(), minibatch.batches
         rl, loss = self.config.rl, self.config.policy_loss(self.step)
         rate = with_warmup(at(rl.lr, self.step), self.step, rl.warmup_steps)
         ref = None
@@ -141,7 +149,11 @@ class RLLoop:
             batches,
             loss=loss,
             denominator=global_denominator(
-                loss.aggregate, batches, self.context.ranks, tokens_per_sequence=at(rl.max_tokens, self.step)
+                loss.aggregate,
+                batches,
+                self.context.ranks,
+                tokens_per_sequence=at(rl.max_tokens, self.step),
+                left_out=minibatch.left_out,
             ),
             lr=rate,
             temperature=self.temperature,
@@ -183,7 +195,7 @@ class RLLoop:
             # where an epoch ends a prompt may come twice: it is sampled once, both would get the same samples
             distinct = list({prompt.id: prompt for prompt in prompts}.values())
             scored = self._sample(self.context.ranks.shard(distinct))
-            if rl.zero_variance == "keep":
+            if rl.zero_variance != "refill":
                 return scored
             kept += with_variance(scored, rl.group_size)
             missing = num_groups - self.context.ranks.reduce({"groups_sum": len(kept) / rl.group_size})["groups_sum"]
@@ -209,8 +221,8 @@ class RLLoop:
         advantages = group_advantage(rewards, group, baseline=rl.baseline, scale=rl.advantage_scale)
         return [replace(item, advantage=value) for item, value in zip(scored, advantages.tolist(), strict=True)]
 
-    def _minibatches(self, scored: Seq[ScoredRollout]) -> list[list[Batch]]:
-        """The rollout split at random into one list of micro-batches per optimizer step."""
+    def _minibatches(self, scored: Seq[ScoredRollout]) -> list[Minibatch]:
+        """The rollout split at random into one mini-batch per optimizer step."""
         updates = self.config.rl.updates_per_rollout
         order = permutation(len(scored), f"minibatches {self.stage} {self.config.run.seed} {self.step}")
         if updates == 1:
@@ -219,8 +231,14 @@ class RLLoop:
         budget = self.config.optimizer.micro_batch_tokens
         sequences = [as_sequence(scored[number]) for number in order]
         share = self.policy.device.type == "cpu"  # on CUDA varlen_attn runs whole sequences
-        parts = [sequences[low:high] for low, high in pairwise(bounds)]
-        return [pack(part, micro_batch_tokens=budget, share_prompts=share) for part in parts]
+        skip = self.config.rl.zero_variance == "skip"
+        minibatches = []
+        for low, high in pairwise(bounds):
+            trained = [s for s in sequences[low:high] if not skip or s.advantage != 0.0]
+            left_out = [s for s in sequences[low:high] if skip and s.advantage == 0.0]
+            batches = pack(trained, micro_batch_tokens=budget, share_prompts=share)
+            minibatches.append(Minibatch(batches=batches, left_out=left_out))
+        return minibatches
 
     def _temperature(self) -> float:
         return at(self.config.rl.temperature, self.step)
