@@ -82,10 +82,10 @@ def test_write_prompts_notes_an_opened_chain(tokenizer: Any, tmp_path: Path) -> 
         write_prompts([Prompt(id="a", text="", token_ids=())], tokenizer)
 
 
-def test_the_smollm2_template_shows_two_examples(tokenizer: Any) -> None:
+def test_the_smollm2_template_shows_three_examples(tokenizer: Any) -> None:
     set_template(tokenizer, "smollm2-zero.jinja")
     text = render("5 - 1 =", tokenizer)
-    assert text.count("<|im_start|>user\n") == 3 and text.count("</answer><|im_end|>\n") == 2
+    assert text.count("<|im_start|>user\n") == 4 and text.count("</answer><|im_end|>\n") == 3
     assert text.startswith("<|im_start|>user\nState the final answer")
     assert text.endswith("<|im_start|>user\n5 - 1 =<|im_end|>\n<|im_start|>assistant\n<think>")
 
