@@ -18,7 +18,7 @@ from r1fast.schedule import Schedule, at
 ModelReward = Callable[[Sequence[Rollout]], Sequence[float]]
 
 # The rewards that judge an answer; the self-test requires 1 of them for the gold answer.
-_JUDGES = ("accuracy", "gym")
+_JUDGES = ("accuracy", "accuracy_in_format", "gym")
 _MIN_SCORES_TO_ABORT = 64
 
 

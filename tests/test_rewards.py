@@ -60,6 +60,19 @@ def test_accuracy_is_strict(text: str, value: float, outcome: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "value", "outcome"),
+    [
+        ("<think> a </think> <answer> 14 </answer>", 1.0, "ok"),
+        ("<think> a </think> <answer> 15 </answer>", 0.0, "wrong"),
+        ("<answer>14</answer>", 0.0, "unparsed"),  # right, but without a chain
+        ("<think> a </thought> <answer> 14 </answer>", 0.0, "unparsed"),
+    ],
+)
+def test_accuracy_in_format_pays_only_for_both(text: str, value: float, outcome: str) -> None:
+    assert score("accuracy_in_format", text) == Score(value, outcome)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("text", "value"),
     [
         (ZERO, 1.0),

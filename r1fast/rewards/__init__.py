@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from r1fast.rewards.accuracy import accuracy, accuracy_any, gym
+from r1fast.rewards.accuracy import accuracy, accuracy_any, accuracy_in_format, gym
 from r1fast.rewards.language import language, language_any
 from r1fast.rewards.score import Check, Reward, Score
 from r1fast.rewards.structure import format_structure
 
 REWARDS: dict[str, Reward] = {
     "accuracy": accuracy,
+    "accuracy_in_format": accuracy_in_format,
     "accuracy_any": accuracy_any,
     "format": format_structure,
     "language": language,

@@ -16,6 +16,7 @@ from r1fast.rewards.numbers import (
 )
 from r1fast.rewards.response import BOXED, TAGS, last_boxed, parse_response, response_text
 from r1fast.rewards.score import OK, UNPARSED, WRONG, Check, Score
+from r1fast.rewards.structure import format_structure
 
 # Longer than any answer: refused here, so that a verifier is never sent a megabyte.
 MAX_ANSWER_CHARACTERS = 2000
@@ -29,6 +30,14 @@ def accuracy(prompt: Prompt, rollout: Rollout) -> Score | Check:
     """
     answer = parse_response(response_text(prompt, rollout)).answer
     return _judge(prompt, answer)
+
+
+def accuracy_in_format(prompt: Prompt, rollout: Rollout) -> Score | Check:
+    """Strict accuracy of a response that has the format, else 0: the two rewards gated instead of added.
+
+    Added up, a model that is seldom right learns the format alone, by the shortest chain that has it.
+    """
+    return accuracy(prompt, rollout) if format_structure(prompt, rollout) is OK else UNPARSED
 
 
 def accuracy_any(prompt: Prompt, rollout: Rollout) -> Score | Check:
