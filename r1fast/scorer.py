@@ -95,7 +95,7 @@ class Scorer:
         data, or data without answers, would otherwise train on zeros.
         """
         golds = [
-            (prompt, text)
+            (prompt, text.removeprefix(prompt.metadata.get("response_prefix", "")))  # what the template opens is there
             for prompt in prompts
             if any(name in _JUDGES for name in self._table(prompt))
             for text in (

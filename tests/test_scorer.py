@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -140,4 +141,15 @@ def test_gold_answers_must_score_one() -> None:
     scorer.check_gold([question("14"), question(GOLD), question("B"), question("", "general")])
     with pytest.raises(ValueError, match=r"2 of 4 gold answers do not score 1: empty \(accuracy: unparsed"):
         scorer.check_gold([question("14"), question("", name="empty")])
+    scorer.close()
+
+
+@pytest.mark.parametrize("prefix", ["", "<think>"])
+def test_gold_answers_stand_where_the_template_leaves_off(prefix: str) -> None:
+    scorer = Scorer({"math": {"accuracy_in_format": 1.0}})
+    prompt = question("14")
+    opened = replace(prompt, metadata={**prompt.metadata, "response_prefix": prefix})
+    scorer.check_gold([opened])
+    with pytest.raises(ValueError, match="accuracy_in_format: unparsed"):
+        scorer.check_gold([replace(opened, metadata={"response_prefix": "<think> one <think>"})])
     scorer.close()
