@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from r1fast.atomic import atomic_directory, atomic_file, whole_lines
+from r1fast.checkpoint import StateFolder
 from r1fast.config import STAGES, Config, user_input
 from r1fast.console import Console
 from r1fast.distributed import Ranks
-from r1fast.metrics import MetricsLog
+from r1fast.metrics import MetricsLog, read_metrics
 from r1fast.models import model_path
 from r1fast.policy import Policy
 from r1fast.records import Prompt, ScoredRollout
@@ -104,7 +106,12 @@ class RunContext:
         if self.metrics is not None:
             self.metrics.log(stage, step, dict(values))
         if step > 0:
-            self.console.step(step - 1, values)
+            self.console.step(step, values)
+
+    def logged(self, stage: str) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl of a stage's steps so far; empty on ranks that do not write it."""
+        lines = read_metrics(self.run_dir) if self.metrics is not None else []
+        return [line for line in lines if line["stage"] == stage and line["step"] > 0]
 
     def truncate(self, stage: str, step: int) -> None:
         """Forget what a stage logged and sampled at `step` and later: those steps are about to be repeated."""
@@ -112,8 +119,7 @@ class RunContext:
             self.metrics.truncate(stage, step)
             samples = self.directory(stage) / "samples.jsonl"
             if samples.exists():
-                whole = samples.read_text(encoding="utf-8").split("\n")[:-1]  # a kill may tear a line
-                write_lines(samples, [row for row in map(json.loads, whole) if row["step"] < step])
+                write_lines(samples, [row for row in map(json.loads, whole_lines(samples)) if row["step"] < step])
 
     def write_samples(self, stage: str, step: int, scored: Sequence[ScoredRollout]) -> None:
         """Append completions to the stage's samples.jsonl, with prompt, rewards and advantage."""
@@ -134,6 +140,26 @@ class RunContext:
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
+    def sync_logs(self, stage: str) -> None:
+        """Bring what a stage has logged and sampled to the disk: a state that is saved next relies on it."""
+        if self.metrics is not None:
+            self.metrics.sync()
+            samples = self.directory(stage) / "samples.jsonl"
+            if samples.exists():
+                with samples.open("rb") as file:
+                    os.fsync(file.fileno())
+
+    def state_folder(self, stage: str) -> StateFolder:
+        """Where an unfinished stage saves its state."""
+        return StateFolder(self.directory(stage), self.console.warn)
+
+    def save_model(self, stage: str, name: str, write: Callable[[Path], None]) -> None:
+        """Let rank 0 `write` a model's files to the directory `name` of a stage, which is whole or not there."""
+        if self.ranks.rank == 0:
+            with atomic_directory(self.directory(stage) / name) as partial:
+                write(partial)
+        self.ranks.barrier()
+
     def finish(self, stage: str, result: Mapping[str, Any]) -> None:
         """Mark a stage as done, atomically: what `done` reads."""
         if self.ranks.rank == 0:
@@ -142,7 +168,13 @@ class RunContext:
     def result(self, stage: str) -> dict[str, Any] | None:
         """The result of a finished stage, None while it is unfinished."""
         path = self.directory(stage) / "result.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:  # only a disk that returns something else: it was written whole
+            self.console.warn(f"{path} is corrupt ({error}): {stage} counts as unfinished and runs again")
+            return None
 
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
@@ -154,24 +186,14 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file that is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with atomic_file(path) as file:
         json.dump(value, file, ensure_ascii=False, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write a JSON-lines file that is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with atomic_file(path) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

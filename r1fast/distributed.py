@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import math
 import os
-import signal
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 
 # Ranks wait for the slowest one's rollout; a dead rank is noticed by torchrun, not by this.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+LOCK_WAIT_S = 5.0  # a killed process gives its memory back before its lock
 
 T = TypeVar("T")
 
@@ -48,13 +48,15 @@ class Ranks:
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Sum over the ranks, in place; the result is the same bits on every rank."""
         if self.world_size > 1:
-            dist.all_reduce(tensor)
+            with _together():
+                dist.all_reduce(tensor)
         return tensor
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
         """Rank 0's values, in place."""
         if self.world_size > 1:
-            dist.broadcast(tensor, src=0)
+            with _together():
+                dist.broadcast(tensor, src=0)
         return tensor
 
     def gather_objects(self, value: T) -> list[T]:
@@ -62,7 +64,8 @@ class Ranks:
         if self.world_size == 1:
             return [value]
         gathered: list[T | None] = [None] * self.world_size
-        dist.all_gather_object(gathered, value)
+        with _together():
+            dist.all_gather_object(gathered, value)
         return cast("list[T]", gathered)
 
     def broadcast_object(self, value: T) -> T:
@@ -70,7 +73,8 @@ class Ranks:
         if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with _together():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def barrier(self) -> None:
@@ -82,6 +86,22 @@ class Ranks:
         """Leave the process group; call it last."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+class RankLost(RuntimeError):
+    """Another rank ended while this one waited for it."""
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Name the usual cause of a collective that fails; the library's own message is the cause of the error."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLost(
+            "another rank ended while this one waited for it; its own message is above, or torchrun's has its exit "
+            f"code ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def merge(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -110,9 +130,8 @@ def merge(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def start(device: str = "auto") -> Ranks:
     """Join the other processes of torchrun, if any: gloo for CPU tensors, NCCL for CUDA ones.
 
-    `device`: "auto" (CUDA if there is one), "cpu", "cuda" (the local rank's) or, with one process, "cuda:N". Under
-    torchrun the process dies with its launcher, whose SIGKILL would otherwise leave it running. Raises ValueError for
-    a device that is not there and an incomplete environment.
+    `device`: "auto" (CUDA if there is one), "cpu", "cuda" (the local rank's) or, with one process, "cuda:N". Raises
+    ValueError for a device that is not there and an incomplete environment.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -123,8 +142,6 @@ def start(device: str = "auto") -> Ranks:
             "r1fast.train, or unset WORLD_SIZE"
         )
     rank = int(os.environ.get("RANK", "0")) if world_size > 1 else 0
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent()
     chosen = _device(device, local_rank, world_size)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -153,41 +170,47 @@ def _device(name: str, local_rank: int, world_size: int) -> torch.device:
     return torch.device("cuda", index)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the process that started this one dies. Linux only; elsewhere nothing."""
-    if sys.platform != "linux":
-        return
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-
-
 class RunDirectoryInUse(RuntimeError):
     """Another process writes to the run directory."""
 
 
-def lock_run_dir(path: str | Path, rank: int = 0) -> IO[str]:
+def lock_run_dir(path: str | Path, rank: int = 0, *, wait_s: float = LOCK_WAIT_S) -> IO[str]:
     """Hold `path` for this process until the returned file is closed or the process ends, so two writers cannot be.
 
-    Every rank locks a file of its own: a worker left over from a killed run keeps the next run out. Raises
-    RuntimeError that names the holder's process id.
+    Every rank locks a file of its own: a worker left over from a killed run keeps the next run out. It is given
+    `wait_s` seconds to end. Raises RuntimeError that names the holder's process id.
     """
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
     file = (directory / (".lock" if rank == 0 else f".lock.{rank}")).open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    start, told = time.monotonic(), rank != 0
+    while not _locked(file):
         file.seek(0)
         holder = file.read().strip() or "unknown"
-        file.close()
-        raise RunDirectoryInUse(
-            f"run directory {directory} is in use by process {holder}; wait until it ends, stop it (kill {holder}), "
-            "or choose another directory with --run.dir DIR"
-        ) from None
+        if time.monotonic() - start >= wait_s:
+            file.close()
+            raise RunDirectoryInUse(
+                f"run directory {directory} is in use by process {holder}; wait until it ends, stop it "
+                f"(kill {holder}), or choose another directory with --run.dir DIR"
+            )
+        if not told:
+            print(
+                f"r1fast: {directory} is in use by process {holder}; waiting {wait_s:g} s", file=sys.stderr, flush=True
+            )
+            told = True
+        time.sleep(0.1)
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()
     return file
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def idle_gpu_hint(ranks: Ranks) -> str | None:

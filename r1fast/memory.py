@@ -23,22 +23,32 @@ class PeakMemory:
 
     `root` is the process whose tree is measured: by default this one, or under torchrun its launcher, so that all
     ranks of this machine count. Linux gives PSS; elsewhere the sum of resident sizes stands in (`measure` says which).
+    `record`: a file that always holds the peak so far, so that a killed process leaves it to the next one.
     """
 
-    def __init__(self, *, interval_s: float = 2.0, root: int | None = None) -> None:
+    def __init__(self, *, interval_s: float = 2.0, root: int | None = None, record: Path | None = None) -> None:
         if interval_s <= 0:
             raise ValueError(f"interval_s = {interval_s} must be > 0; 2 seconds cost nothing that can be measured")
         self.peak_bytes = 0
         self.measure: Literal["pss", "rss"] = "pss" if Path(_ROLLUP.format(pid="self")).exists() else "rss"
         self._interval_s = interval_s
         self._root = _run_root() if root is None else root
+        self._record = record
+        if record is not None and record.exists():
+            text = record.read_text(encoding="ascii").strip()
+            self.peak_bytes = int(text) if text.isdecimal() else 0  # empty where the machine crashed
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
 
     def sample(self) -> int:
         """Measure now, in bytes; raises the peak where it is higher."""
         now_bytes = sum(process_bytes(pid) for pid in process_tree(self._root))
-        self.peak_bytes = max(self.peak_bytes, now_bytes)
+        if now_bytes > self.peak_bytes:
+            self.peak_bytes = now_bytes
+            if self._record is not None:
+                partial = self._record.with_name(f"{self._record.name}.partial")
+                partial.write_text(f"{now_bytes}\n", encoding="ascii")  # a kill must not leave half a number
+                partial.replace(self._record)
         return now_bytes
 
     def __enter__(self) -> PeakMemory:

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r1fast.atomic import atomic_file
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -118,6 +120,10 @@ class MetricsLog:
         if stage in self._writers:
             self._writers.pop(stage).close()
 
+    def sync(self) -> None:
+        """Bring what was logged to the disk."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Flush and close the files."""
         self._file.close()
@@ -133,12 +139,8 @@ class MetricsLog:
 
     def _rewrite(self, lines: list[dict[str, Any]]) -> None:
         """Replace the file at once, so that a kill leaves the old one or the new one, and open it to append."""
-        new = self._path.with_suffix(".jsonl.new")
-        with new.open("w", encoding="utf-8") as file:
+        with atomic_file(self._path) as file:
             file.writelines(map(_encoded, lines))
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self._path)
         self._last_step = {str(line["stage"]): int(line["step"]) for line in lines}
         self._file = self._path.open("a", encoding="utf-8")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from r1fast.checkpoint import drop_state, has_state
 from r1fast.context import RunContext, write_json
 from r1fast.evaluate import dev_reading
 from r1fast.memory import PeakMemory
@@ -31,10 +29,11 @@ def run_base(context: RunContext, stage: str) -> Mapping[str, Any]:
     """Load the base model, which checks it, and read it on dev."""
     config = context.config.for_stage(stage)
     context.console.stage_start(stage, 1, str(config.model.path))
-    policy = context.load("base")
-    engine = RolloutEngine(policy, rows=config.rl.rollout_rows, seed=config.run.seed)
-    prompts = context.prompts(policy, context.source.prompts("dev"))[: config.rl.dev_problems]
-    values = dev_reading(context, engine, prompts, config)
+    with context.stop.interruptible():
+        policy = context.load("base")
+        engine = RolloutEngine(policy, rows=config.rl.rollout_rows, seed=config.run.seed)
+        prompts = context.prompts(policy, context.source.prompts("dev"))[: config.rl.dev_problems]
+        values = dev_reading(context, engine, prompts, config)
     context.log(stage, 1, values)
     return {"parameters": policy.module.num_parameters(), **values}
 
@@ -56,28 +55,39 @@ RUN: Mapping[str, Callable[[RunContext, str], Mapping[str, Any]]] = {
 
 
 def run_pipeline(context: RunContext) -> dict[str, Any]:
-    """Run what is unfinished, in order; returns what `summary.json` holds."""
-    with PeakMemory() as memory:
+    """Run what is unfinished, in order; returns what `summary.json` holds.
+
+    On SIGTERM a stage that still trains or samples stops; one that only has to write what it found is finished first.
+    """
+    leads = context.ranks.rank == 0
+    with PeakMemory(record=context.run_dir / ".peak_pss_bytes" if leads else None) as memory:
         for stage in context.config.pipeline.stages:
-            if context.result(stage) is not None:
+            finished = context.result(stage) is not None
+            if finished:
                 context.console.note(f"{stage}: finished before, skipped")
-                continue
-            start = time.perf_counter()
-            if not has_state(context.directory(stage)):
-                context.truncate(stage, 0)  # a stage without state that was interrupted starts again
-            result = dict(RUN[stage](context, stage))
-            result["wall_s"] = time.perf_counter() - start
-            context.finish(stage, result)
-            context.ranks.barrier()
-            if context.ranks.rank == 0:
-                drop_state(context.directory(stage))
-            context.console.stage_end(shown(result))
-            if context.ranks.rank == 0:
+            else:
+                with context.stop.held():
+                    _run_stage(context, stage)
+            if leads:
+                context.state_folder(stage).drop()  # for a finished one: what a kill right after its result has left
+            if leads and not finished:
                 write_json(context.run_dir / "summary.json", summary(context, memory.peak_bytes))
     whole = summary(context, memory.peak_bytes)
-    if context.ranks.rank == 0:
+    if leads:
         write_json(context.run_dir / "summary.json", whole)
     return whole
+
+
+def _run_stage(context: RunContext, stage: str) -> None:
+    folder, start = context.state_folder(stage), time.perf_counter()
+    earlier_s = folder.elapsed_s()
+    if not folder.has_states():
+        context.truncate(stage, 0)  # a stage that was interrupted before its first state starts again
+    result = dict(RUN[stage](context, stage))
+    result["wall_s"] = earlier_s + time.perf_counter() - start
+    context.finish(stage, result)
+    context.ranks.barrier()
+    context.console.stage_end(shown(result))
 
 
 def shown(result: Mapping[str, Any]) -> dict[str, float]:
@@ -87,11 +97,10 @@ def shown(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def summary(context: RunContext, peak_bytes: int) -> dict[str, Any]:
-    """What the finished stages found; `wall_s` is the sum of theirs, `peak_pss_bytes` the largest of all launches."""
+    """What the finished stages found; `wall_s` is the sum of theirs, `peak_bytes` the largest of all launches."""
     stages = {stage: context.result(stage) for stage in context.config.pipeline.stages}
     done = {stage: result for stage, result in stages.items() if result is not None}
     closing = done.get("evaluation", {})
-    before = read_summary(context.run_dir)
     return {
         "eval": closing.get("eval", {}),
         "pairs": closing.get("pairs", {}),
@@ -99,18 +108,12 @@ def summary(context: RunContext, peak_bytes: int) -> dict[str, Any]:
             stage: {k: v for k, v in result.items() if k not in ("eval", "pairs")} for stage, result in done.items()
         },
         "wall_s": sum(result["wall_s"] for result in done.values()),
-        "peak_pss_bytes": max(peak_bytes, before.get("peak_pss_bytes", 0)),
+        "peak_pss_bytes": peak_bytes,
         "versions": versions(),
         "seed": context.config.run.seed,
         "world_size": context.ranks.world_size,
         "device": str(context.ranks.device),
     }
-
-
-def read_summary(run_dir: Path) -> dict[str, Any]:
-    """The summary so far, empty before the first stage is done."""
-    path = run_dir / "summary.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def versions() -> dict[str, str]:

@@ -13,9 +13,10 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Whether SIGTERM has arrived. Unless held it raises `Stopped` between two Python instructions of the main thread.
+    """Whether SIGTERM has arrived. It raises `Stopped` between two Python instructions of the main thread.
 
-    While held it only sets `requested`, and the holder stops where its state is whole; a second one stops at once.
+    While work is `held` it only sets `requested`: the work looks there where its state is whole, and parts of it may be
+    `interruptible` again. Later signals change nothing (launchers and schedulers repeat them); SIGKILL is always safe.
     """
 
     def __init__(self) -> None:
@@ -33,14 +34,29 @@ class StopRequest:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let the work inside look at `requested` by itself."""
-        self._held = True
+        """Within, wait for the end, which raises `Stopped` if the signal has arrived and nobody has looked."""
+        before, self._held = self._held, True
         try:
             yield
         finally:
-            self._held = False
+            self._held = before
+        self._raise_if_due()
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Within, stop at once: nothing is half done that the state does not know."""
+        before, self._held = self._held, False
+        try:
+            self._raise_if_due()
+            yield
+        finally:
+            self._held = before
+
+    def _raise_if_due(self) -> None:
+        if self.requested and not self._held:
+            raise Stopped
 
     def _arrived(self, _signal: int, _frame: FrameType | None) -> None:
-        if not self._held or self.requested:
-            raise Stopped
-        self.requested = True
+        first, self.requested = not self.requested, True
+        if first:
+            self._raise_if_due()

@@ -7,23 +7,38 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from r1fast.atomic import atomic_file
 from r1fast.config import Config, ConfigError
+from r1fast.launcher import die_with_launcher
 from r1fast.options import Invocation, differing_keys, help_text, parse, read_config, to_toml
 from r1fast.stop import Stopped, StopRequest
 
 FAILURE = 1
 BAD_INPUT = 2
+SIGNAL_SPREAD_S = 1.0  # within which a launcher's SIGTERM reaches all ranks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, set up, run or continue; returns the exit code."""
+    """Parse, set up, run or continue; returns the exit code. SIGTERM is no failure, from the first moment on."""
+    die_with_launcher()
     # Idle OpenMP threads must not spin: on a busy machine that costs several times the work itself.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments, stop = list(sys.argv[1:] if argv is None else argv), StopRequest()
+    try:
+        with stop.listening():
+            return _main(arguments, stop)
+    except Stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print("r1fast: stopped by SIGTERM; the same command continues the run", file=sys.stderr, flush=True)
+        return 0
+
+
+def _main(arguments: Sequence[str], stop: StopRequest) -> int:
     try:
         invocation = parse(arguments)
     except ConfigError as error:
@@ -35,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if invocation.dry_run:
         return _dry_run(invocation.config)
-    return _train(invocation)
+    return _train(invocation, stop)
 
 
 def run_directory(invocation: Invocation) -> Path:
@@ -55,15 +70,15 @@ def _dry_run(config: Config) -> int:
     return 0
 
 
-def _train(invocation: Invocation) -> int:
+def _train(invocation: Invocation, stop: StopRequest) -> int:
     from r1fast import distributed
     from r1fast.start import open_run
 
     config, run_dir = invocation.config, run_directory(invocation)
     _set_threads(config)
-    ranks, stop = distributed.start(config.run.device), StopRequest()
+    ranks = distributed.start(config.run.device)
     try:
-        with stop.listening(), distributed.lock_run_dir(run_dir, ranks.rank):
+        with distributed.lock_run_dir(run_dir, ranks.rank):
             if ranks.rank == 0:
                 _claim(config, run_dir)
             ranks.barrier()
@@ -72,10 +87,11 @@ def _train(invocation: Invocation) -> int:
         if ranks.rank == 0:
             print(f"r1fast: {error}", file=sys.stderr, flush=True)
         return BAD_INPUT if isinstance(error, ConfigError) else FAILURE
-    except Stopped:
-        if ranks.rank == 0:
-            print(f"r1fast: stopped by SIGTERM; the same command continues {run_dir}", file=sys.stderr, flush=True)
-        return 0
+    except distributed.RankLost:
+        if not stop.requested:
+            time.sleep(SIGNAL_SPREAD_S)  # it raises if the signal reached another rank first
+            raise
+        raise Stopped from None
     finally:
         ranks.shutdown()
 
@@ -121,11 +137,9 @@ def _claim(config: Config, run_dir: Path) -> None:
         return
     from r1fast.pipeline import versions
 
-    run_dir.mkdir(parents=True, exist_ok=True)
     about = {**versions(), "command": " ".join(["python -m r1fast.train", *sys.argv[1:]])}
-    partial = path.with_suffix(".partial")
-    partial.write_text(to_toml(config, about), encoding="utf-8")
-    partial.replace(path)
+    with atomic_file(path) as file:
+        file.write(to_toml(config, about))
 
 
 def _set_threads(config: Config) -> None:

@@ -74,6 +74,53 @@ def test_truncate_forgets_metrics_and_samples_of_repeated_steps(tmp_path: Path) 
     assert [(line["step"], line["rl_1/reward"]) for line in lines] == [(1, 1.0)]
 
 
+def test_a_samples_file_torn_within_a_character_is_mended(tmp_path: Path) -> None:
+    config = tiny_config(save_model(tmp_path / "model"))
+    with open_context(config, tmp_path / "run") as context:
+        samples = context.directory("rl_1") / "samples.jsonl"
+        samples.parent.mkdir(parents=True)
+        samples.write_bytes('{"step": 1, "prompt": "等"}\n{"step": 1, "prompt": "等'.encode()[:-1])
+        context.truncate("rl_1", 2)
+        assert read_lines(samples) == [{"step": 1, "prompt": "等"}]
+
+
+def test_logged_steps_of_a_stage_come_back(tmp_path: Path) -> None:
+    config = tiny_config(save_model(tmp_path / "model"))
+    with open_context(config, tmp_path / "run") as context:
+        context.console.stage_start("rl_1", 2)
+        for stage, step in (("sft_1", 1), ("rl_1", 0), ("rl_1", 1), ("rl_1", 2)):
+            context.log(stage, step, {"reward": step / 7})
+        assert [(line["step"], line["rl_1/reward"]) for line in context.logged("rl_1")] == [(1, 1 / 7), (2, 2 / 7)]
+        assert replace(context, metrics=None).logged("rl_1") == []
+
+
+def test_a_corrupt_result_counts_as_none_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny_config(save_model(tmp_path / "model"))
+    with open_context(config, tmp_path / "run") as context:
+        context.finish("base", {"accuracy": 0.5})
+        path = context.directory("base") / "result.json"
+        path.write_bytes(path.read_bytes()[:-3])
+        assert context.result("base") is None
+    output = capsys.readouterr().out
+    assert f"{path} is corrupt" in output and "base counts as unfinished and runs again" in output
+
+
+def test_models_are_whole_or_not_there(tmp_path: Path) -> None:
+    config = tiny_config(save_model(tmp_path / "model"))
+    with open_context(config, tmp_path / "run") as context:
+
+        def half(directory: Path) -> None:
+            (directory / "config.json").touch()
+            raise OSError("no space left")
+
+        with pytest.raises(OSError, match="no space"):
+            context.save_model("sft_1", "checkpoint", half)
+        assert not (context.directory("sft_1") / "checkpoint").exists()
+        context.save_model("sft_1", "checkpoint", context.load("base").save)
+        assert context.load("sft_1").module.num_parameters() > 0
+        replace(context, ranks=replace(context.ranks, rank=1)).save_model("sft_1", "checkpoint", half)
+
+
 def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
     write_json(tmp_path / "new" / "a.json", {"text": "等等", "n": 1})
     assert json.loads((tmp_path / "new" / "a.json").read_text(encoding="utf-8")) == {"text": "等等", "n": 1}

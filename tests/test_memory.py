@@ -90,6 +90,19 @@ def test_under_torchrun_the_launcher_is_the_root(monkeypatch: pytest.MonkeyPatch
     assert PeakMemory()._root == os.getppid()
 
 
+def test_a_record_hands_the_peak_to_the_next_process(tmp_path: Path) -> None:
+    record = tmp_path / "peak"
+    with PeakMemory(interval_s=60, record=record) as first:
+        assert int(record.read_text()) == first.peak_bytes  # there before anything can be killed
+    record.write_text(f"{1 << 50}\n")
+    with PeakMemory(interval_s=60, record=record) as second:
+        assert second.sample() < 1 << 50
+    assert second.peak_bytes == 1 << 50 == int(record.read_text())
+    record.write_text("")
+    with PeakMemory(interval_s=60, record=record) as third:
+        assert 0 < third.peak_bytes < 1 << 50
+
+
 def test_refuses_an_interval_that_never_sleeps() -> None:
     with pytest.raises(ValueError, match="interval_s = 0"):
         PeakMemory(interval_s=0)

@@ -18,7 +18,7 @@ from r1fast import pipeline
 from r1fast.config import STAGES
 from r1fast.context import ROWS, RunContext
 from r1fast.metrics import read_metrics
-from r1fast.pipeline import RUN, read_summary, versions
+from r1fast.pipeline import RUN, versions
 from r1fast.tiny import source as tiny_source
 from r1fast.train import main
 
@@ -109,7 +109,6 @@ def test_summary_has_the_schema(finished: tuple[Path, Launch]) -> None:
     assert summary["versions"]["torch"] == versions()["torch"] and "python" in summary["versions"]
     assert "student_distilled - student_rl" in summary["pairs"]
     assert set(summary["stages"]) == set(STAGES)
-    assert read_summary(finished[0]) == summary
 
 
 def test_checkpoints_load_with_transformers(finished: tuple[Path, Launch]) -> None:

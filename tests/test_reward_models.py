@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_run import math_prompt, open_context, save_model, tiny_config
+from tiny_run import math_prompt, open_context, save_model, tiny_config, without_times
 
 from r1fast.context import RunContext, read_lines
+from r1fast.metrics import read_metrics
 from r1fast.policy import Policy
 from r1fast.reward_model import RewardModel
 from r1fast.scorer import written
 from r1fast.source import PreferencePair, SafetyExample
 from r1fast.stages.reward_models import (
+    KINDS,
+    Training,
     _loss,
     as_reward,
     encode_pair,
@@ -24,7 +28,6 @@ from r1fast.stages.reward_models import (
     pair_accuracy,
     run_reward_models,
     safety_accuracy,
-    train,
 )
 
 PAIRS = [
@@ -57,8 +60,15 @@ def test_it_learns_trivial_preferences(directory: Path, tmp_path: Path) -> None:
     assert pair_accuracy(helpful, PAIRS) == 0.0  # ties are no hits
     with open_context(config, tmp_path) as context:
         context.console.stage_start("reward_models", 60)
-        train(context, "reward_models", helpful, [encode_pair(helpful, pair) for pair in PAIRS], 0, config)
-        train(context, "reward_models", safe, [encode_safety(safe, item) for item in SAFETY], 30, config)
+        pairs, labelled = [encode_pair(helpful, p) for p in PAIRS], [encode_safety(safe, item) for item in SAFETY]
+        for number, training in enumerate(
+            (
+                Training(context, "reward_models", helpful, pairs, "helpful", config),
+                Training(context, "reward_models", safe, labelled, "safe", config),
+            )
+        ):
+            while training.step < 30:
+                training.update(30 * number)
     assert pair_accuracy(helpful, PAIRS) == 1.0
     assert safety_accuracy(safe, SAFETY) == 1.0
     lines = read_lines(tmp_path / "metrics.jsonl")
@@ -127,6 +137,55 @@ def test_the_stage_writes_two_models(finished: tuple[RunContext, dict[str, float
     assert list(rewards) == ["helpful", "safe"]
     values = [reward([written(math_prompt(), "the answer is 7")])[0] for reward in rewards.values()]
     assert all(0.0 < value < 1.0 for value in values) and values[0] != values[1]
+
+
+@pytest.mark.parametrize(
+    ("killed_after", "repeated_from"), [(1, ("helpful", 1)), (3, ("helpful", 3)), (4, ("safe", 1)), (7, ("safe", 3))]
+)
+def test_a_resumed_stage_is_bitwise_the_uninterrupted_one(
+    directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed_after: int,
+    repeated_from: tuple[str, int],
+) -> None:
+    """Killed before step 2, 4 of the first model, the first of the second (the first is finished), its last."""
+    config = tiny_config(
+        directory,
+        reward_model__steps=4,
+        reward_model__batch_size=8,
+        reward_model__pairs=32,
+        reward_model__lr=1e-2,
+        run__save_every_steps=2,
+    )
+    update, done = Training.update, []
+
+    def dying(self: Training, offset: int) -> None:
+        if len(done) == killed_after:
+            raise KeyboardInterrupt
+        done.append((self.kind, self.step + 1))
+        update(self, offset)
+
+    def run(name: str) -> tuple[dict[str, float], list[Any], list[torch.Tensor]]:
+        with open_context(config, tmp_path / name) as context:
+            save_model(context.directory("sft_2") / "checkpoint")
+            result = run_reward_models(context, "reward_models")
+        policy = context.load("sft_2", stage="reward_models")
+        models = [RewardModel.load(context.directory("reward_models") / kind, policy).module for kind in KINDS]
+        tensors = [value for module in models for value in module.state_dict().values()]
+        return result, without_times(read_metrics(tmp_path / name)), tensors
+
+    whole = run("whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "update", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run("parts")
+        done.append(("", 0))  # no longer dying
+        parts = run("parts")
+    assert parts[:2] == whole[:2]
+    assert all(torch.equal(a, b) for a, b in zip(parts[2], whole[2], strict=True))
+    assert [line["step"] for line in whole[1]] == list(range(1, 9))
+    assert done[killed_after + 1] == repeated_from and done[-1] == ("safe", 4)
 
 
 def test_no_model_is_loaded_that_is_not_asked_for(finished: tuple[RunContext, dict[str, float]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +13,15 @@ import pytest
 import torch
 from tiny_run import ScriptedEngine, math_prompt, open_context, save_model, scored, tiny_config, without_times
 
-from r1fast.checkpoint import load_state
+from r1fast.checkpoint import read_state
 from r1fast.config import Config
 from r1fast.context import RunContext, read_lines
 from r1fast.metrics import read_metrics
 from r1fast.records import Batch, Prompt, Rollout, ScoredRollout
+from r1fast.rollout import RolloutEngine
 from r1fast.stages import rl
 from r1fast.stages.rl import MAX_REFILLS, RLLoop, as_sequence, run_rl, with_variance
+from r1fast.stop import Stopped
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +52,15 @@ def loop(config: Config, directory: Path) -> RLLoop:
     looped = RLLoop(open_context(config, directory), "r1_zero")
     looped.context.console.stage_start("r1_zero", 4)
     return looped
+
+
+# options, the step at which the process is killed, the step whose state is there: what follows it is repeated
+RESUMED: dict[str, tuple[dict[str, Any], int, int]] = {
+    "on-policy": ({}, 3, 2),
+    "before the first state": ({}, 1, 0),
+    "two updates a rollout": ({"rl__updates_per_rollout": 2, "run__save_every_steps": 1}, 2, 2),
+    "bfloat16 with masters": ({"run__dtype": "bfloat16"}, 3, 2),
+}
 
 
 def text_of(prompt: Prompt, number: int) -> str:
@@ -253,19 +266,31 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_resumed_stage_is_bitwise_the_uninterrupted_one(
-    model: Path, tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = rl_config(model)
-    with open_context(config, tmp_path / "whole") as whole:
-        result = run_rl(whole, "r1_zero")
+def interrupted(config: Config, directory: Path, stop_after: Any, steps: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run until `steps` steps are done; returns the step of the saved state."""
     with monkeypatch.context():
-        stop_after(3)  # the state is that of step 2: step 3 is repeated
-        with open_context(config, tmp_path / "parts") as parts, pytest.raises(KeyboardInterrupt):
+        stop_after(steps)
+        with open_context(config, directory) as parts, pytest.raises(KeyboardInterrupt):
             run_rl(parts, "r1_zero")
         monkeypatch.undo()
-    state = load_state(parts.directory("r1_zero"))
-    assert state is not None and state["step"] == 2
+    found = parts.state_folder("r1_zero").newest()
+    return found[0] if found else 0
+
+
+@pytest.mark.parametrize(("options", "killed_at", "saved"), RESUMED.values(), ids=RESUMED)
+def test_a_resumed_stage_is_bitwise_the_uninterrupted_one(
+    model: Path,
+    tmp_path: Path,
+    stop_after: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    killed_at: int,
+    saved: int,
+) -> None:
+    config = rl_config(model, **options)
+    with open_context(config, tmp_path / "whole") as whole:
+        result = run_rl(whole, "r1_zero")
+    assert interrupted(config, tmp_path / "parts", stop_after, killed_at, monkeypatch) == saved
     with open_context(config, tmp_path / "parts") as parts:
         assert run_rl(parts, "r1_zero") == result
     lines = [without_times(read_metrics(context.run_dir)) for context in (whole, parts)]
@@ -276,7 +301,49 @@ def test_a_resumed_stage_is_bitwise_the_uninterrupted_one(
     assert not same(weights(whole), whole.load("base").module.state_dict())
     samples = [read_lines(context.directory("r1_zero") / "samples.jsonl") for context in (whole, parts)]
     assert samples[0] == samples[1]
-    assert [row["step"] for row in samples[0]] == [step for step in (1, 2, 3, 4) for _ in range(4)]
+    rollouts = [step for step in (1, 2, 3, 4) if (step - 1) % config.rl.updates_per_rollout == 0]
+    assert [row["step"] for row in samples[0]] == [step for step in rollouts for _ in range(4)]
+
+
+def test_all_that_a_later_step_needs_is_restored(
+    model: Path, tmp_path: Path, stop_after: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counters, what was said once, the last dev reading and the history that stalls are diagnosed from."""
+    config = rl_config(model)
+    assert interrupted(config, tmp_path, stop_after, 2, monkeypatch) == 2
+    first = RLLoop(open_context(config, tmp_path), "r1_zero")
+    assert first._resume()
+    assert (first.step, first.trainer.num_steps, first.policy.version) == (2, 2, 2)
+    assert first.cursor == 8 and first.last_dev == {key: first.history[1][f"r1_zero/{key}"] for key in first.last_dev}
+    assert [line["step"] for line in first.history] == [1, 2] and "dev/accuracy" in first.last_dev
+    assert first.reference is not None and first.reference.version == 0
+    first.warned.add("the reward does not rise")
+    first.progress.save(2, first._state())
+    second = RLLoop(open_context(config, tmp_path), "r1_zero")
+    assert second._resume() and second.warned == {"the reward does not rise"}
+
+
+def test_a_rollout_that_is_stopped_is_given_up(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the first: its state is that of step 0, and the dev reading before it is not repeated."""
+    config = rl_config(model)
+    generate = RolloutEngine.generate
+
+    def terminated(self: RolloutEngine, prompts: list[Prompt], *rest: Any) -> Any:
+        if rest[1].stage == "r1_zero":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return generate(self, prompts, *rest)
+
+    with monkeypatch.context() as patched, open_context(config, tmp_path) as context:
+        patched.setattr(RolloutEngine, "generate", terminated)
+        with context.stop.listening(), pytest.raises(Stopped), context.stop.held():
+            run_rl(context, "r1_zero")
+        found = context.state_folder("r1_zero").newest()
+    assert found is not None and found[0] == 0
+    state = read_state(found[1])
+    assert (state["step"], state["cursor"], state["trainer"]["num_steps"]) == (0, 0, 0)
+    with open_context(config, tmp_path) as context:
+        run_rl(context, "r1_zero")
+    assert [line["step"] for line in read_metrics(tmp_path)] == [0, 1, 2, 3, 4]
 
 
 def test_the_reference_is_refreshed(model: Path, tmp_path: Path) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_run import math_prompt, open_context, save_model, tiny_config
+from tiny_run import math_prompt, open_context, save_model, tiny_config, without_times
 from transformers import AutoModelForCausalLM
 
 from r1fast.context import read_lines, write_lines
+from r1fast.metrics import read_metrics
 from r1fast.packing import pack
 from r1fast.policy import Policy
 from r1fast.source import Example
@@ -78,6 +80,39 @@ def test_steps_and_learning_rate(model: Path) -> None:
     assert rates == pytest.approx([0.1 + 0.45 * (1 + math.cos(math.pi * step / 4)) for step in range(5)])
     warm = replace(config, sft=replace(config.sft, warmup_steps=2))
     assert learning_rate(warm, 0, 5) == pytest.approx(rates[0] / 2) and learning_rate(warm, 1, 5) == rates[1]
+
+
+@pytest.mark.parametrize(("killed_after", "repeated"), [(7, [7]), (5, [4, 5]), (1, [1])])
+def test_a_resumed_stage_is_bitwise_the_uninterrupted_one(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int, repeated: list[int]
+) -> None:
+    config = tiny_config(model, sft__steps=8, sft__batch_size=3, sft__lr=1e-2, run__save_every_steps=3)
+    step, trained = Trainer.step, []
+
+    def dying(self: Trainer, *arguments: Any, **options: Any) -> dict[str, float]:
+        if len(trained) == killed_after:
+            raise KeyboardInterrupt
+        trained.append(self.num_steps + 1)
+        return step(self, *arguments, **options)
+
+    def run(name: str) -> tuple[dict[str, float], list[Any], dict[str, torch.Tensor]]:
+        with open_context(config, tmp_path / name) as context:
+            rows = [example_row(example) for example in EXAMPLES]
+            write_lines(context.directory("cold_start") / "examples.jsonl", rows)
+            result = run_sft(context, "sft_1")
+        return result, without_times(read_metrics(tmp_path / name)), context.load("sft_1").module.state_dict()
+
+    whole = run("whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run("parts")
+        trained.append(0)  # no longer dying
+        parts = run("parts")
+    assert parts[:2] == whole[:2]
+    assert parts[2].keys() == whole[2].keys() and all(torch.equal(parts[2][name], whole[2][name]) for name in whole[2])
+    again = trained[killed_after + 1 :]
+    assert trained[:killed_after] == list(range(1, killed_after + 1)) and again == list(range(repeated[0], 9))
 
 
 def test_the_stage_learns_its_examples(tmp_path: Path, model: Path) -> None:

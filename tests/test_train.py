@@ -6,18 +6,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from r1fast import train
-from r1fast.checkpoint import load_state
+from r1fast.checkpoint import StateFolder
+from r1fast.distributed import RankLost
 from r1fast.metrics import read_metrics
 from r1fast.options import parse
 from r1fast.stages.rl import RLLoop
 from r1fast.train import main, run_directory
 
+ROOT = Path(__file__).parents[1]
 SHORT = [
     *("--recipe", "smoke", "--pipeline.stages", '["r1_zero"]', "--stages.r1_zero.steps", "4"),
     *("--rl.prompts_per_step", "2", "--rl.dev_every_steps", "0", "--rl.max_tokens", "16"),
@@ -71,38 +74,77 @@ def test_a_failure_is_not_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         main([*SHORT, "--run", str(tmp_path / "run")])
 
 
-def test_a_directory_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_directory_in_use_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from r1fast.distributed import lock_run_dir
 
+    monkeypatch.setattr(lock_run_dir, "__kwdefaults__", {"wait_s": 0.0})
     with lock_run_dir(tmp_path):
         assert main([*SHORT, "--run", str(tmp_path)]) == 1
     assert f"in use by process {os.getpid()}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("moment", "saved"), [("_collect", 1), ("_update", 2)])
 def test_sigterm_saves_and_the_same_command_continues(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str, saved: int
 ) -> None:
-    run_dir, update, steps = tmp_path / "run", RLLoop._rollout_and_update, []
+    """A rollout is given up, an update is finished; either way nothing that was trained is lost."""
+    run_dir, work, steps = tmp_path / "run", getattr(RLLoop, moment), []
 
-    def terminated(self: RLLoop) -> None:
+    def terminated(self: RLLoop, *arguments: Any) -> Any:
         steps.append(self.step)
-        if self.step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # in the middle of a step
-        update(self)
+        if self.step == 1 and not self.context.stop.requested and len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return work(self, *arguments)
 
-    monkeypatch.setattr(RLLoop, "_rollout_and_update", terminated)
+    monkeypatch.setattr(RLLoop, moment, terminated)
     command = [*SHORT, "--run", str(run_dir)]
     before = signal.getsignal(signal.SIGTERM)
     assert main(command) == 0
     assert signal.getsignal(signal.SIGTERM) is before
-    assert f"the same command continues {run_dir}" in capsys.readouterr().err
-    state = load_state(run_dir / "stages" / "01-r1_zero")
-    assert state is not None and state["step"] == 2  # what was begun is finished and saved
+    assert "stopped by SIGTERM; the same command continues the run" in capsys.readouterr().err
+    found = StateFolder(run_dir / "stages" / "01-r1_zero", pytest.fail).newest()
+    assert found is not None and found[0] == saved
     assert not (run_dir / "stages" / "01-r1_zero" / "result.json").exists()
     assert main(command) == 0
-    assert steps == [0, 1, 2, 3]
+    assert steps == [0, 1, *range(saved, 4)]
     assert [line["step"] for line in read_metrics(run_dir)] == [1, 2, 3, 4]
     assert (run_dir / "stages" / "01-r1_zero" / "checkpoint" / "model.safetensors").exists()
+
+
+def test_sigterm_at_the_start_is_no_failure(tmp_path: Path) -> None:
+    """From the first moment: while libraries are imported, too."""
+    code = (
+        "import os, signal, sys\nfrom r1fast import train\n"
+        "class Importing:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Importing())\n"
+        f"sys.exit(train.main({[*SHORT, '--run', str(tmp_path / 'run')]!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "r1fast: stopped by SIGTERM; the same command continues the run\n")
+
+
+def test_a_rank_that_was_stopped_first_is_no_failure_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its collectives break a little before the signal reaches this one; without a signal the loss is an error."""
+
+    def lost(*_: Any) -> None:
+        raise RankLost("another rank ended")
+
+    monkeypatch.setattr(train, "_run", lost)
+    monkeypatch.setattr(train, "SIGNAL_SPREAD_S", 0.0)
+    with pytest.raises(RankLost):
+        main([*SHORT, "--run", str(tmp_path / "run")])
+    monkeypatch.setattr(train, "SIGNAL_SPREAD_S", 60.0)
+    signals = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    signals.start()
+    assert main([*SHORT, "--run", str(tmp_path / "run")]) == 0
+    signals.join()
+    assert "stopped by SIGTERM" in capsys.readouterr().err
 
 
 def test_sigterm_elsewhere_stops_at_once(
@@ -127,10 +169,9 @@ def test_config_toml_is_a_record_of_the_run(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "r1fast.train"]
-    root = Path(__file__).parents[1]
     done = subprocess.run(
         [*command, "--recipe", "smoke", "--run.dir", str(tmp_path / "run")],  # torchrun takes --run for its --run-path
-        cwd=root,
+        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -81,6 +81,7 @@ class ScriptedEngine:
         self.calls: list[tuple[list[str], int, Sampling]] = []
 
     def __call__(self, policy: object, *, rows: int, seed: int) -> ScriptedEngine:
+        self.rows = rows
         return self
 
     def generate(self, prompts: list[Prompt], group_size: int, sampling: Sampling) -> list[Rollout]:

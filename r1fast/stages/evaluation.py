@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
-from r1fast.context import ROWS, RunContext, write_json, write_lines
+from r1fast.context import ROWS, RunContext, write_lines
 from r1fast.evaluate import Reading, paired_difference, read_general, read_model
+from r1fast.progress import Progress
 from r1fast.rollout import RolloutEngine
 from r1fast.stages.reward_models import KINDS, load_model_rewards
 
@@ -34,21 +34,21 @@ def run_evaluation(context: RunContext, stage: str) -> dict[str, Any]:
     """Read every model; a model that was read before an interruption is not read again."""
     rows = rows_of(context.config.pipeline.stages)
     context.console.stage_start(stage, len(rows), f"{len(rows)} models")
-    folder = context.directory(stage)
+    folder, progress = context.directory(stage), Progress(context, stage)
     table: dict[str, dict[str, Any]] = {}
     per_problem: dict[str, dict[str, float]] = {}
     for number, (row, origin) in enumerate(rows.items(), start=1):
         start = time.perf_counter()
-        finished = folder / f"reading-{row}.json"
-        if finished.exists():
-            before = json.loads(finished.read_text(encoding="utf-8"))
+        before = progress.part(f"reading-{row}")
+        if before is not None:
             table[row], per_problem[row] = before["row"], before["per_problem"]
         else:
-            reading = _read(context, row, origin, stage)
+            with context.stop.interruptible():
+                reading = _read(context, row, origin, stage)
             table[row], per_problem[row] = reading.row, reading.per_problem
             if context.ranks.rank == 0:
                 write_lines(folder / f"samples-{row}.jsonl", sample_rows(reading))
-                write_json(finished, {"row": reading.row, "per_problem": reading.per_problem})
+            progress.save_part(f"reading-{row}", {"row": reading.row, "per_problem": reading.per_problem})
         shown = ("pass@1", "accuracy_any", "format", "language", "tokens")
         values = {f"{row}/{key}": float(table[row][key]) for key in shown if table[row][key] is not None}
         context.log(stage, number, {**values, "time/evaluation_s": time.perf_counter() - start})

@@ -13,37 +13,48 @@ from r1fast.rewards.response import parse_response, response_text
 from r1fast.rollout import RolloutEngine
 from r1fast.sampling import Sampling
 from r1fast.source import Example
-from r1fast.stages.cold_start import repeats, score_accuracy, write_examples
+from r1fast.stages.cold_start import repeats
+from r1fast.stages.harvest import Harvest, write_examples
 
 
 def run_rejection(context: RunContext, stage: str) -> dict[str, float]:
     """Write `examples.jsonl`: what SFT 2 and distillation learn from."""
     config = context.config.for_stage(stage)
     options = config.rejection
-    policy = context.load("rl_1")
-    engine = RolloutEngine(policy, rows=config.rl.rollout_rows, seed=config.run.seed)
-    prompts = context.prompts(policy, context.source.prompts("train")[-options.prompts :])
-    context.console.stage_start(stage, 1, f"{len(prompts)} prompts x {options.samples_per_prompt}")
-    sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens, stage=stage, visit=0)
-    scored = score_accuracy(engine, context.ranks.shard(prompts), options.samples_per_prompt, sampling)
+    with context.stop.interruptible():
+        policy = context.load("rl_1")
+        engine = RolloutEngine(policy, rows=config.rl.rollout_rows, seed=config.run.seed)
+        prompts = context.prompts(policy, context.source.prompts("train")[-options.prompts :])
+
+    def verdict_and_text(item: ScoredRollout) -> tuple[str, str]:
+        verdict = reject(item, options, policy)
+        return verdict, item.rollout.text.strip() if verdict == "kept" else ""
+
+    harvest = Harvest(
+        context=context,
+        stage=stage,
+        engine=engine,
+        sampling=Sampling(temperature=options.temperature, max_tokens=options.max_tokens, stage=stage, visit=0),
+        samples_per_prompt=options.samples_per_prompt,
+        judge=verdict_and_text,
+    )
     report: Counter[str] = Counter()
     per_prompt: Counter[str] = Counter()
     seen: set[tuple[str, str]] = set()
     kept: list[Example] = []
-    for item in scored:
-        prompt, text = item.rollout.prompt, " ".join(item.rollout.text.split())
-        verdict = reject(item, options, policy)
-        if verdict == "kept" and (prompt.id, text) in seen:
+    for prompt, verdict, text in harvest.run(prompts):
+        words = " ".join(text.split())
+        if verdict == "kept" and (prompt.id, words) in seen:
             verdict = "duplicate"
         if verdict == "kept" and per_prompt[prompt.id] >= options.max_per_prompt:
             verdict = "enough of this prompt"
         report[verdict] += 1
         if verdict == "kept":
-            seen.add((prompt.id, text))
+            seen.add((prompt.id, words))
             per_prompt[prompt.id] += 1
-            kept.append(Example(prompt=prompt, response=item.rollout.text.strip()))
-    if options.general_share and context.ranks.rank == 0:
-        count = round(len(kept) * context.ranks.world_size * options.general_share / (1 - options.general_share))
+            kept.append(Example(prompt=prompt, response=text))
+    if options.general_share:
+        count = round(len(kept) * options.general_share / (1 - options.general_share))
         kept += context.source.general_examples(count, config.run.seed)
     return write_examples(context, stage, kept, report)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 
 from r1fast.config import Config
 from r1fast.context import RunContext
 from r1fast.metrics import ratios
+from r1fast.progress import Progress
 from r1fast.readings import Sums
 from r1fast.records import Rollout
 from r1fast.reward_model import RewardModel, pairwise_loss, pointwise_loss, summary_of
@@ -21,38 +24,55 @@ from r1fast.source import PreferencePair, SafetyExample
 from r1fast.stream import Stream
 
 KINDS = ("helpful", "safe")
-Loss = Callable[[RewardModel, list[list[list[int]]]], torch.Tensor]
 
 
 def run_reward_models(context: RunContext, stage: str) -> dict[str, float]:
     """Train both from SFT 2's model, measure each on held-out data, write `helpful/` and `safe/`."""
     config = context.config.for_stage(stage)
     options, seed = config.reward_model, config.run.seed
-    policy = context.load("sft_2", stage=stage)
-    start = context.directory("sft_2") / "checkpoint"
-    context.console.stage_start(stage, 2 * num_steps(config), f"{options.pairs:,} pairs, {options.pairs:,} responses")
-    helpful = RewardModel.from_policy(policy, start)
-    pairs = [encode_pair(helpful, pair) for pair in context.source.preference_pairs("train", options.pairs, seed)]
-    train(context, stage, helpful, pairs, 0, config)
-    held_out_pairs = context.source.preference_pairs("held_out", options.held_out_pairs, seed)
-    safe = RewardModel.from_policy(policy, start)
-    labelled = [encode_safety(safe, item) for item in context.source.safety_examples("train", options.pairs, seed)]
-    train(context, stage, safe, labelled, num_steps(config), config)
-    held_out_safety = context.source.safety_examples("held_out", options.held_out_pairs, seed)
+    with context.stop.interruptible():
+        policy = context.load("sft_2", stage=stage)
+    progress = Progress(context, stage)
+    saved = progress.resume() or {"step": 0, "measured": {}, "training": {}}
+    context.console.stage_start(
+        stage,
+        len(KINDS) * num_steps(config),
+        f"{options.pairs:,} pairs, {options.pairs:,} responses",
+        first_step=saved["step"],
+    )
+    measured: dict[str, float] = saved["measured"]
+    begun: dict[str, Any] = saved["training"]
+    for number, kind in enumerate(KINDS):
+        if kind in measured:
+            continue
+        with context.stop.interruptible():
+            model = RewardModel.from_policy(policy, context.directory("sft_2") / "checkpoint")
+            items = training_items(context, model, kind, options.pairs, seed)
+        training = Training(context, stage, model, items, kind, config)
+        training.resume(begun)
+        with context.stop.held():
+            while training.step < num_steps(config):
+                training.update(number * num_steps(config))
+                state = partial(_state, measured, training)
+                progress.step_done(number * num_steps(config) + training.step, state)
+        measured[kind] = held_out_accuracy(context, model, kind, options.held_out_pairs, seed)
+        context.save_model(stage, kind, model.save)
+        begun = {}
+        progress.save((number + 1) * num_steps(config), {"measured": measured, "training": begun})
     result = {
-        "pair_accuracy": pair_accuracy(helpful, held_out_pairs),
-        "safety_accuracy": safety_accuracy(safe, held_out_safety),
-        "held_out_pairs": len(held_out_pairs),
+        "pair_accuracy": measured["helpful"],
+        "safety_accuracy": measured["safe"],
+        "held_out_pairs": options.held_out_pairs,
     }
-    if context.ranks.rank == 0:
-        helpful.save(context.directory(stage) / "helpful")
-        safe.save(context.directory(stage) / "safe")
-    context.ranks.barrier()
     context.console.note(
         f"{stage}: held-out pair accuracy {result['pair_accuracy']:.3f}, "
         f"safety accuracy {result['safety_accuracy']:.3f}"
     )
     return result
+
+
+def _state(measured: dict[str, float], training: Training) -> dict[str, Any]:
+    return {"measured": measured, "training": training.state_dict()}
 
 
 Item = tuple[list[int], list[int]] | tuple[list[int], float]
@@ -74,32 +94,64 @@ def num_steps(config: Config) -> int:
     return config.reward_model.steps or max(1, config.reward_model.pairs // config.reward_model.batch_size)
 
 
-def train(
-    context: RunContext, stage: str, model: RewardModel, items: Sequence[Item], offset: int, config: Config
-) -> None:
+def training_items(context: RunContext, model: RewardModel, kind: str, count: int, seed: int) -> list[Item]:
+    """The encoded training data of a kind of reward model."""
+    if kind == "helpful":
+        return [encode_pair(model, pair) for pair in context.source.preference_pairs("train", count, seed)]
+    return [encode_safety(model, item) for item in context.source.safety_examples("train", count, seed)]
+
+
+def held_out_accuracy(context: RunContext, model: RewardModel, kind: str, count: int, seed: int) -> float:
+    """How often a trained model is right on data it has not seen."""
+    if kind == "helpful":
+        return pair_accuracy(model, context.source.preference_pairs("held_out", count, seed))
+    return safety_accuracy(model, context.source.safety_examples("held_out", count, seed))
+
+
+class Training:
     """AdamW with a cosine to a tenth; gradients are summed over ranks and divided by the global batch size."""
-    options, name = config.reward_model, "safe" if offset else "helpful"
-    steps = num_steps(config)
-    stream = Stream(items, f"{stage} {name} {config.run.seed}")
-    parameters = list(model.module.parameters())
-    optimizer = torch.optim.AdamW(parameters, betas=(config.optimizer.beta1, config.optimizer.beta2), weight_decay=0.0)
-    for step in range(steps):
-        start = time.perf_counter()
-        rate = cosine(at(options.lr, step), at(options.lr, step) / 10, step, steps)
-        for group in optimizer.param_groups:
+
+    def __init__(
+        self, context: RunContext, stage: str, model: RewardModel, items: Sequence[Item], kind: str, config: Config
+    ) -> None:
+        self.context, self.stage, self.model, self.kind, self.config = context, stage, model, kind, config
+        self.stream = Stream(items, f"{stage} {kind} {config.run.seed}")
+        self.parameters = list(model.module.parameters())
+        betas = (config.optimizer.beta1, config.optimizer.beta2)
+        self.optimizer = torch.optim.AdamW(self.parameters, betas=betas, weight_decay=0.0)
+        self.step = 0
+
+    def update(self, offset: int) -> None:
+        """One optimizer step, logged as step `offset` + its number."""
+        options, start = self.config.reward_model, time.perf_counter()
+        rate = cosine(at(options.lr, self.step), at(options.lr, self.step) / 10, self.step, num_steps(self.config))
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = context.ranks.shard(stream.take(step * options.batch_size, options.batch_size))
-        loss, right = _loss(model, batch)
+        batch = self.context.ranks.shard(self.stream.take(self.step * options.batch_size, options.batch_size))
+        loss, right = _loss(self.model, batch)
         (loss / options.batch_size).backward()  # type: ignore[no-untyped-call]
-        sum_gradients(context, parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, at(config.optimizer.max_grad_norm, step) or math.inf)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        sum_gradients(self.context, self.parameters)
+        max_grad_norm = at(self.config.optimizer.max_grad_norm, self.step) or math.inf
+        torch.nn.utils.clip_grad_norm_(self.parameters, max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
         sums = Sums()
-        sums.add(f"{name}_loss", float(loss.detach()), count=len(batch))
-        sums.add(f"{name}_accuracy", right, count=len(batch))
-        values = {**ratios(context.ranks.reduce(sums)), "lr": rate, "time/step_s": time.perf_counter() - start}
-        context.log(stage, offset + step + 1, values)
+        sums.add(f"{self.kind}_loss", float(loss.detach()), count=len(batch))
+        sums.add(f"{self.kind}_accuracy", right, count=len(batch))
+        values = {**ratios(self.context.ranks.reduce(sums)), "lr": rate, "time/step_s": time.perf_counter() - start}
+        self.context.log(self.stage, offset + self.step, values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step depends on; the tensors are the live ones."""
+        return {"step": self.step, "model": self.model.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Continue bitwise from a `state_dict()`; an empty one changes nothing."""
+        if state:
+            self.step = state["step"]
+            self.model.module.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
 
 
 def sum_gradients(context: RunContext, parameters: Sequence[torch.nn.Parameter]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 
-from r1fast.checkpoint import load_state, save_state
 from r1fast.config import Config, ConfigError, user_input
 from r1fast.context import START, RunContext
 from r1fast.diagnosis import why_stalled
@@ -19,6 +20,7 @@ from r1fast.kernels.group_advantage import group_advantage
 from r1fast.metrics import ratios
 from r1fast.packing import pack
 from r1fast.policy import Policy
+from r1fast.progress import Progress
 from r1fast.readings import Sums, group_sums, sample_sums
 from r1fast.records import Batch, Prompt, ScoredRollout, Sequence
 from r1fast.rollout import RolloutEngine
@@ -36,11 +38,10 @@ MAX_REFILLS = 4  # rounds of new prompts per rollout when groups without varianc
 
 def run_rl(context: RunContext, stage: str) -> dict[str, float]:
     """Train `stage`'s starting model by GRPO and write its checkpoint."""
-    loop = RLLoop(context, stage)
+    with context.stop.interruptible():
+        loop = RLLoop(context, stage)
     loop.run()
-    if context.ranks.rank == 0:
-        loop.policy.save(context.directory(stage) / "checkpoint")
-    context.ranks.barrier()
+    context.save_model(stage, "checkpoint", loop.policy.save)
     return {"steps": loop.config.rl.steps, **loop.last_dev}
 
 
@@ -53,7 +54,11 @@ class Minibatch:
 
 
 class RLLoop:
-    """One GRPO stage. A rollout serves `updates_per_rollout` optimizer steps; state is saved between rollouts."""
+    """One GRPO stage. A rollout serves `updates_per_rollout` optimizer steps.
+
+    State is saved between rollouts only: what is left of a rollout would be written for the sake of updates that cost
+    little beside it, and a restart samples the very same completions.
+    """
 
     def __init__(self, context: RunContext, stage: str) -> None:
         self.context, self.stage = context, stage
@@ -76,7 +81,7 @@ class RLLoop:
             self.general = Stream(general, f"{stage} general {seed}")
         self.dev = context.prompts(self.policy, context.source.prompts("dev"))[: rl.dev_problems]
         self.step, self.cursor, self.general_cursor = 0, 0, 0
-        self.saved_step = 0
+        self.progress = Progress(context, stage)
         self.temperature = self._temperature()
         self.last_dev: dict[str, float] = {}
         self.history: list[Mapping[str, float]] = []
@@ -85,37 +90,31 @@ class RLLoop:
     def run(self) -> None:
         """All steps, from the last saved state if there is one."""
         rl = self.config.rl
-        self._resume()
-        with user_input():
-            self.scorer.check_gold(self.prompts.take(0, min(16, rl.steps * at(rl.prompts_per_step, 0))))
+        resumed = self._resume()
+        if not resumed:
+            with user_input():
+                self.scorer.check_gold(self.prompts.take(0, min(16, rl.steps * at(rl.prompts_per_step, 0))))
         self.context.console.stage_start(
             self.stage, rl.steps, f"GRPO, {at(rl.prompts_per_step, 0)} prompts x {rl.group_size}", first_step=self.step
         )
-        if self.step == 0 and (before := self._dev_evaluation()):
-            self.context.log(self.stage, 0, before)
+        if not resumed:
+            with self.context.stop.interruptible():
+                before = self._dev_evaluation()
+            if before:
+                self.context.log(self.stage, 0, before)
         try:
             with self.context.stop.held():
                 while self.step < rl.steps:
                     self._rollout_and_update()
-                    self._save_if_due()
+                    self.progress.step_done(self.step, self._state)
         finally:
             self.scorer.close()
 
-    def _save_if_due(self) -> None:
-        """Every so many steps, and before stopping on SIGTERM, which may have reached only some of the ranks."""
-        every, stop = self.config.run.save_every_steps, self.context.stop
-        stopping = self.context.ranks.reduce({"stop_max": stop.requested})["stop_max"] > 0
-        if stopping or (every and self.step // every > self.saved_step // every):
-            self._save()
-        if stopping:
-            raise Stopped
-
     def _rollout_and_update(self) -> None:
         start = time.perf_counter()
-        self.temperature = (
-            self._temperature()
-        )  # of the whole rollout, also where the schedule changes between its updates
-        scored = self._collect()
+        # of the whole rollout, also where the schedule changes between its updates
+        self.temperature = self._temperature()
+        scored = self._collect_or_stop()
         rollout_s = time.perf_counter() - start
         groups = [
             [item.reward for item in scored[i : i + self.config.rl.group_size]]
@@ -178,6 +177,20 @@ class RLLoop:
                 if reason.split(":")[0] not in self.warned:
                     self.context.console.warn(reason)
                     self.warned.add(reason.split(":")[0])
+
+    def _collect_or_stop(self) -> list[ScoredRollout]:
+        """`_collect`; SIGTERM ends it at once, because it may take longer than a launcher waits.
+
+        Not with several processes: one that stops alone would leave the others waiting for it.
+        """
+        before = self._state()
+        alone = self.context.ranks.world_size == 1
+        try:
+            with self.context.stop.interruptible() if alone else nullcontext():
+                return self._collect()
+        except Stopped:
+            self.progress.save(self.step, before)
+            raise
 
     def _collect(self) -> list[ScoredRollout]:
         """Whole groups of this rank, with advantages; groups without variance replaced if the recipe asks."""
@@ -259,31 +272,31 @@ class RLLoop:
         if self.context.ranks.rank == 0 and count:
             self.context.write_samples(self.stage, self.step + 1, scored[: max(count, self.config.rl.group_size)])
 
-    def _save(self) -> None:
-        """Everything the next step depends on; sampling is counter-based, so there is no generator state."""
-        if self.context.ranks.rank == 0:
-            state = {
-                "step": self.step,
-                "cursor": self.cursor,
-                "general_cursor": self.general_cursor,
-                "trainer": self.trainer.state_dict(),
-                "reference": self.reference.module.state_dict() if self.reference else None,
-            }
-            save_state(self.context.directory(self.stage), state)
-        self.saved_step = self.step
-        self.context.ranks.barrier()
+    def _state(self) -> dict[str, Any]:
+        """Everything that the next rollout and the stage's result depend on; the tensors are the live ones."""
+        reference = self.reference
+        return {
+            "cursor": self.cursor,
+            "general_cursor": self.general_cursor,
+            "trainer": self.trainer.state_dict(),
+            "reference": {"weights": reference.module.state_dict(), "version": reference.version} if reference else {},
+            "last_dev": self.last_dev,
+            "warned": sorted(self.warned),
+        }
 
-    def _resume(self) -> None:
-        state = load_state(self.context.directory(self.stage))
+    def _resume(self) -> bool:
+        """Whether there was a state to continue from."""
+        state = self.progress.resume()
         if state is None:
-            return
+            return False
         self.step, self.cursor, self.general_cursor = state["step"], state["cursor"], state["general_cursor"]
-        self.saved_step = self.step
         self.trainer.load_state_dict(state["trainer"])
         if self.reference is not None:
-            self.reference.module.load_state_dict(state["reference"])
-        self.context.truncate(self.stage, self.step + 1)
-        self.context.console.note(f"{self.stage}: continuing after step {self.step}")
+            self.reference.module.load_state_dict(state["reference"]["weights"])
+            self.reference.version = state["reference"]["version"]
+        self.last_dev, self.warned = state["last_dev"], set(state["warned"])
+        self.history.extend(self.context.logged(self.stage))
+        return True
 
 
 def with_variance(scored: Seq[ScoredRollout], group_size: int) -> list[ScoredRollout]:

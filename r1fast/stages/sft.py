@@ -13,6 +13,7 @@ from r1fast.kernels.grpo_loss import PolicyLoss
 from r1fast.metrics import ratios
 from r1fast.packing import pack
 from r1fast.policy import Policy
+from r1fast.progress import Progress
 from r1fast.records import Prompt, Sequence
 from r1fast.schedule import at, cosine, with_warmup
 from r1fast.source import Example
@@ -27,31 +28,43 @@ DATA = {"sft_1": "cold_start", "sft_2": "rejection", "distill": "rejection"}
 def run_sft(context: RunContext, stage: str) -> dict[str, float]:
     """Train `stage`'s starting model on its examples and write its checkpoint."""
     config = context.config.for_stage(stage)
-    policy = context.load(START[stage], stage=stage)
+    with context.stop.interruptible():
+        policy = context.load(START[stage], stage=stage)
+        sequences = encode_examples(stage_examples(context, stage), policy)
+        trainer = Trainer(policy, config.optimizer, ranks=context.ranks)
+    steps = num_steps(config, len(sequences))
+    stream = Stream(sequences, f"{stage} {config.run.seed}")
+    progress, first_step = Progress(context, stage), 0
+    saved = progress.resume()
+    if saved is not None:
+        first_step = saved["step"]
+        trainer.load_state_dict(saved["trainer"])
+    context.console.stage_start(stage, steps, f"{len(sequences):,} examples", first_step=first_step)
+    with context.stop.held():
+        for step in range(first_step, steps):
+            start = time.perf_counter()
+            chosen = context.ranks.shard(stream.take(step * config.sft.batch_size, config.sft.batch_size))
+            batches = pack(chosen, micro_batch_tokens=config.optimizer.micro_batch_tokens)
+            denominator = global_denominator("token_mean", batches, context.ranks)
+            rate = learning_rate(config, step, steps)
+            sums = trainer.step(batches, loss=NLL, denominator=denominator, lr=rate)
+            elapsed = time.perf_counter() - start
+            times = {"time/step_s": elapsed, "time/tokens_per_s": sums["tokens_count"] / elapsed}
+            context.log(stage, step + 1, {**ratios(sums), "lr": rate, **times})
+            progress.step_done(step + 1, lambda: {"trainer": trainer.state_dict()})
+    context.save_model(stage, "checkpoint", policy.save)
+    return {"examples": len(sequences), "steps": steps}
+
+
+def stage_examples(context: RunContext, stage: str) -> list[Example]:
+    """What the stage learns from: the data that an earlier one wrote, and its share of general examples."""
+    config = context.config.for_stage(stage)
     examples = read_examples(context.directory(DATA[stage]) / "examples.jsonl")
     general = config.sft.general_share
     if general:
         count = round(len(examples) * general / (1 - general))
         examples += context.source.general_examples(count, config.run.seed)
-    sequences = encode_examples(examples, policy)
-    steps = num_steps(config, len(sequences))
-    trainer = Trainer(policy, config.optimizer, ranks=context.ranks)
-    stream = Stream(sequences, f"{stage} {config.run.seed}")
-    context.console.stage_start(stage, steps, f"{len(sequences):,} examples")
-    for step in range(steps):
-        start = time.perf_counter()
-        chosen = context.ranks.shard(stream.take(step * config.sft.batch_size, config.sft.batch_size))
-        batches = pack(chosen, micro_batch_tokens=config.optimizer.micro_batch_tokens)
-        denominator = global_denominator("token_mean", batches, context.ranks)
-        rate = learning_rate(config, step, steps)
-        sums = trainer.step(batches, loss=NLL, denominator=denominator, lr=rate)
-        elapsed = time.perf_counter() - start
-        times = {"time/step_s": elapsed, "time/tokens_per_s": sums["tokens_count"] / elapsed}
-        context.log(stage, step + 1, {**ratios(sums), "lr": rate, **times})
-    if context.ranks.rank == 0:
-        policy.save(context.directory(stage) / "checkpoint")
-    context.ranks.barrier()
-    return {"examples": len(sequences), "steps": steps}
+    return examples
 
 
 NLL = PolicyLoss(objective="nll", kl="none", kl_coef=0.0, aggregate="token_mean")

@@ -1,0 +1,100 @@
+"""What cold start and rejection sampling share: many samples of a finished model, judged one by one, part by part."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from r1fast.context import RunContext, write_lines
+from r1fast.progress import Progress
+from r1fast.records import Prompt, ScoredRollout
+from r1fast.rollout import RolloutEngine
+from r1fast.sampling import Sampling
+from r1fast.scorer import Scorer
+from r1fast.source import Example
+from r1fast.stages.sft import example_row
+
+# Of a rank's decode batches: a kill costs at most this much, and at the end of a part rows of the batch run empty.
+BATCHES_PER_PART = 8
+
+Judged = tuple[Prompt, str, str]  # of a sample: its prompt, a filter's verdict (`kept` for one that passes), its text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Harvest:
+    """`samples_per_prompt` samples of every prompt, scored by accuracy and format and judged.
+
+    `judge`: verdict and text of a sample; the text of one that is not kept may be empty.
+    """
+
+    context: RunContext
+    stage: str
+    engine: RolloutEngine
+    sampling: Sampling
+    samples_per_prompt: int
+    judge: Callable[[ScoredRollout], tuple[str, str]]
+
+    def run(self, prompts: Sequence[Prompt]) -> list[Judged]:
+        """All samples in the order of the prompts, the same on every rank and for any number of ranks.
+
+        Parts that were finished before an interruption are not sampled again.
+        """
+        context, stage = self.context, self.stage
+        samples_of_part = BATCHES_PER_PART * self.engine.rows * context.ranks.world_size
+        size = max(1, samples_of_part // self.samples_per_prompt)
+        starts = range(0, len(prompts), size)
+        context.console.stage_start(stage, len(starts), f"{len(prompts)} prompts x {self.samples_per_prompt}")
+        progress = Progress(context, stage)
+        scorer = Scorer({prompt.kind: {"accuracy": 1.0, "format": 0.0} for prompt in prompts})
+        found: list[Judged] = []
+        try:
+            for number, start in enumerate(starts, start=1):
+                began = time.perf_counter()
+                part = prompts[start : start + size]
+                name = f"prompts-{start}-{start + len(part)}"
+                verdicts = progress.part(name)
+                if verdicts is None:
+                    with context.stop.interruptible():
+                        verdicts = self._judge(part, scorer)
+                    progress.save_part(name, verdicts)
+                found += [(part[place], verdict, text) for place, verdict, text in verdicts]
+                kept = sum(verdict == "kept" for _, verdict, _ in verdicts) / len(verdicts)
+                values = {"samples": len(verdicts), "kept": kept, "time/part_s": time.perf_counter() - began}
+                context.log(stage, number, values)
+        finally:
+            scorer.close()
+        return found
+
+    def _judge(self, prompts: Sequence[Prompt], scorer: Scorer) -> list[tuple[int, str, str]]:
+        """(place of the prompt, verdict, text) of every sample, sampled by all ranks and known to each."""
+        places = self.context.ranks.shard(range(len(prompts)))
+        own = [prompts[place] for place in places]
+        scored = scorer.score(self.engine.generate(own, self.samples_per_prompt, self.sampling))
+        judged = [(places[number // self.samples_per_prompt], *self.judge(item)) for number, item in enumerate(scored)]
+        parts = self.context.ranks.gather_objects(judged)
+        # a stable sort: the samples of a prompt, all of one rank, keep their order
+        return sorted((row for part in parts for row in part), key=lambda row: row[0])
+
+
+def write_examples(
+    context: RunContext, stage: str, examples: Sequence[Example], report: Counter[str]
+) -> dict[str, float]:
+    """Write the examples, which all ranks have, on rank 0 and report the yield."""
+    samples = sum(report.values())
+    if not examples:
+        raise RuntimeError(
+            f"{stage} kept none of {samples} samples ({dict(report)}); its model is too weak or a filter "
+            f"too strict: raise {stage}.prompts or rl.steps of the stage before, or loosen min_language"
+        )
+    if context.ranks.rank == 0:
+        write_lines(context.directory(stage) / "examples.jsonl", [example_row(example) for example in examples])
+    context.ranks.barrier()
+    lines = ", ".join(f"{reason} {count:,} ({count / samples:.0%})" for reason, count in report.most_common())
+    context.console.note(f"{stage}: {samples:,} samples: {lines}")
+    return {
+        "examples": len(examples),
+        "samples": samples,
+        **{f"yield/{reason}": count for reason, count in report.items()},
+    }
