@@ -1,0 +1,155 @@
+"""Saving when it is due, on SIGTERM, and finding the way back: the same for every stage."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import math_prompt, open_context, save_model, scored, tiny_config
+
+from r1fast.config import Config
+from r1fast.console import Console
+from r1fast.context import RunContext, read_lines
+from r1fast.metrics import read_metrics
+from r1fast.progress import Progress
+from r1fast.stop import Stopped
+
+STAGE = "sft_1"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return tiny_config(save_model(tmp_path_factory.mktemp("model")), run__save_every_steps=3)
+
+
+@pytest.fixture
+def said() -> io.StringIO:
+    """What the console shows."""
+    return io.StringIO()
+
+
+@pytest.fixture
+def context(config: Config, tmp_path: Path, said: io.StringIO) -> Iterator[RunContext]:
+    with open_context(config, tmp_path) as opened:
+        context = replace(opened, console=Console(stream=said))
+        context.console.stage_start(STAGE, 20)
+        yield context
+
+
+def do(context: RunContext, progress: Progress, *steps: int) -> None:
+    for step in steps:
+        context.log(STAGE, step, {"loss": float(step)})
+        context.write_samples(STAGE, step, [scored(math_prompt(), "7")])
+        progress.step_done(step, lambda done=step: {"weights": torch.full((2,), float(done))})  # type: ignore[misc]
+
+
+def saved_steps(context: RunContext) -> list[int]:
+    return sorted(int(path.name[5:13]) for path in context.state_folder(STAGE).path.glob("step-*.pt"))
+
+
+def test_it_saves_when_it_is_due(context: RunContext) -> None:
+    progress = Progress(context, STAGE)
+    assert progress.resume() is None
+    do(context, progress, 1, 2)
+    assert saved_steps(context) == []
+    do(context, progress, 4)  # a stage may take several steps at once
+    assert saved_steps(context) == [4]
+    do(context, progress, 5, 6, 7, 8, 9)
+    assert saved_steps(context) == [6, 9]
+
+
+def test_what_came_after_the_state_is_forgotten(context: RunContext) -> None:
+    do(context, Progress(context, STAGE), 1, 2, 3, 4, 5)
+    progress = Progress(context, STAGE)
+    state = progress.resume()
+    assert state is not None and state["step"] == 3 and state["weights"].tolist() == [3.0, 3.0]
+    samples = context.directory(STAGE) / "samples.jsonl"
+    assert [line["step"] for line in read_metrics(context.run_dir)] == [1, 2, 3]
+    assert [row["step"] for row in read_lines(samples)] == [1, 2, 3]
+    do(context, progress, 4, 5)
+    assert saved_steps(context) == [3]  # due at 6, as it would have been without an interruption
+    do(context, progress, 6)
+    assert saved_steps(context) == [3, 6]
+
+
+def damage(context: RunContext, step: int) -> Path:
+    (path,) = context.state_folder(STAGE).path.glob(f"step-{step:08}-*.pt")
+    path.write_bytes(path.read_bytes()[:-1])
+    return path
+
+
+def test_a_corrupt_state_costs_the_steps_since_the_one_before(context: RunContext, said: io.StringIO) -> None:
+    do(context, Progress(context, STAGE), 1, 2, 3, 4, 5, 6, 7)
+    path = damage(context, 6)
+    state = Progress(context, STAGE).resume()
+    assert state is not None and state["step"] == 3
+    assert [line["step"] for line in read_metrics(context.run_dir)] == [1, 2, 3]
+    output = said.getvalue()
+    assert f"warning: {path}.corrupt is corrupt" in output and "going back to the state after step 3" in output
+
+
+def test_without_a_whole_state_the_stage_starts_again(context: RunContext, said: io.StringIO) -> None:
+    do(context, Progress(context, STAGE), 1, 2, 3, 4, 5, 6, 7)
+    for step in (3, 6):
+        damage(context, step)
+    assert Progress(context, STAGE).resume() is None
+    assert read_metrics(context.run_dir) == []
+    assert read_lines(context.directory(STAGE) / "samples.jsonl") == []
+    assert said.getvalue().count("the stage starts again") == 2
+
+
+def test_sigterm_saves_and_stops(context: RunContext) -> None:
+    progress = Progress(context, STAGE)
+    with context.stop.listening(), pytest.raises(Stopped), context.stop.held():
+        do(context, progress, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        do(context, progress, 2)
+    assert saved_steps(context) == [2]
+
+
+def test_never_unless_asked(config: Config, tmp_path: Path) -> None:
+    seldom = replace(config, run=replace(config.run, save_every_steps=0))
+    with open_context(seldom, tmp_path) as context:
+        context.console.stage_start(STAGE, 20)
+        progress = Progress(context, STAGE)
+        do(context, progress, *range(1, 8))
+        assert saved_steps(context) == []
+        progress.save(7, {})
+        assert saved_steps(context) == [7]
+
+
+def test_another_number_of_processes_is_said_aloud(context: RunContext, said: io.StringIO) -> None:
+    do(context, Progress(context, STAGE), 3)
+    Progress(context, STAGE).resume()
+    assert "processes" not in said.getvalue()
+    folder = context.state_folder(STAGE)
+    folder.save(4, {"step": 4, "world_size": 2})
+    assert Progress(context, STAGE).resume() == {"step": 4, "world_size": 2}
+    assert "sft_1 was saved by 2 processes and continues with 1" in said.getvalue()
+
+
+def test_parts_come_back(context: RunContext) -> None:
+    part: Any = {"row": {"pass@1": 0.5, "language": None}, "per_problem": {"q": 1.0}}
+    Progress(context, STAGE).save_part("reading-base", part)
+    progress = Progress(context, STAGE)
+    assert progress.part("reading-base") == part and progress.part("reading-r1") is None
+
+
+def test_time_adds_up_over_launches(context: RunContext) -> None:
+    folder = context.state_folder(STAGE)
+    folder.save_elapsed(1000.0)
+    progress = Progress(context, STAGE)
+    do(context, progress, 3)
+    first = folder.elapsed_s()
+    assert 1000.0 < first < 1100.0
+    do(context, progress, 6)
+    assert first < folder.elapsed_s() < 1100.0  # of this launch once
+    assert json.loads((folder.path / "elapsed.json").read_text()) == {"wall_s": folder.elapsed_s()}
