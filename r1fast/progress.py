@@ -17,13 +17,16 @@ from r1fast.stop import Stopped
 
 
 class Progress:
-    """Saves and restores one stage. Collective: all ranks call every method in the same order, rank 0 writes."""
+    """Saves and restores one stage. Collective: all ranks call every method in the same order, rank 0 writes.
+
+    `saved_step`: the step of the newest state, None while there is none.
+    """
 
     def __init__(self, context: RunContext, stage: str) -> None:
         self._context, self._stage = context, stage
         self._folder = context.state_folder(stage)
         self._earlier_s, self._started = self._folder.elapsed_s(), time.perf_counter()
-        self._saved_step = 0
+        self.saved_step: int | None = None
 
     def resume(self) -> dict[str, Any] | None:
         """The newest whole state (as `save` was given it, with `step`), or None to start from the beginning.
@@ -43,7 +46,7 @@ class Progress:
                 f"{self._stage} was saved by {state['world_size']} processes and continues with "
                 f"{context.ranks.world_size}: its figures will differ in rounding from those of one launch"
             )
-        self._saved_step = step
+        self.saved_step = step
         return state
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
@@ -53,7 +56,7 @@ class Progress:
             context.sync_logs(self._stage)
             self._folder.save(step, {**state, "step": step, "world_size": context.ranks.world_size})
             self._save_elapsed()
-        self._saved_step = step
+        self.saved_step = step
         context.ranks.barrier()
 
     def step_done(self, step: int, state: Callable[[], Mapping[str, Any]]) -> None:
@@ -61,7 +64,7 @@ class Progress:
         every = self._context.config.run.save_every_steps
         requested = self._context.stop.requested
         stopping = self._context.ranks.reduce({"stop_max": float(requested)})["stop_max"] > 0
-        if stopping or (every and step // every > self._saved_step // every):
+        if stopping or (every and step // every > (self.saved_step or 0) // every):
             self.save(step, state())
         if stopping:
             raise Stopped

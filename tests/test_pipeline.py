@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1fast import pipeline
+from r1fast.checkpoint import StateFolder
 from r1fast.config import STAGES
 from r1fast.context import ROWS, RunContext
 from r1fast.metrics import read_metrics
@@ -91,7 +94,9 @@ def test_it_finishes(finished: tuple[Path, Launch]) -> None:
         folder = run_dir / "stages" / f"{number:02d}-{stage}"
         assert (folder / "result.json").is_file(), stage
         assert not (folder / "state").exists(), stage
-    assert {str(line["stage"]) for line in read_metrics(run_dir)} == set(STAGES) - {"cold_start", "rejection"}
+        assert f"{stage} done" in first.output
+    assert "r1_zero 2/2" in first.output  # as many steps as are done
+    assert {str(line["stage"]) for line in read_metrics(run_dir)} == set(STAGES)
 
 
 def test_summary_has_the_schema(finished: tuple[Path, Launch]) -> None:
@@ -139,6 +144,45 @@ def test_another_recipe_is_refused_by_the_keys_that_differ(finished: tuple[Path,
     assert "rl.lr, run.seed" in refused.errors and "--run" in refused.errors
     talkative = launch(finished[0], **{"run.log_every_steps": 7})  # changes nothing that is computed
     assert talkative.code == 0
+
+
+def test_what_a_kill_after_a_result_left_is_cleared_away(finished: tuple[Path, Launch], tmp_path: Path) -> None:
+    run_dir = tmp_path / "copy"
+    shutil.copytree(finished[0], run_dir)
+    before = summary_of(run_dir)
+    state = run_dir / "stages" / "04-rl_1" / "state"
+    state.mkdir()
+    (state / "step-00000002.partial").touch()
+    (run_dir / "summary.json").unlink()
+    assert launch(run_dir).code == 0
+    assert not state.exists()
+    after = summary_of(run_dir)
+    assert {**after, "peak_pss_bytes": 0} == {**before, "peak_pss_bytes": 0}
+    assert after["peak_pss_bytes"] >= before["peak_pss_bytes"]  # of all launches
+
+
+def test_sigterm_lets_a_stage_write_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: tuple[Path, Launch]
+) -> None:
+    """The time of earlier launches counts, the stage after it does not begin."""
+    run_dir = tmp_path / "copy"
+    shutil.copytree(finished[0], run_dir)
+    for stage in ("03-sft_1", "04-rl_1"):
+        (run_dir / "stages" / stage / "result.json").unlink()
+    StateFolder(run_dir / "stages" / "03-sft_1", pytest.fail).save_elapsed(1000.0)
+    ran: list[str] = []
+
+    def terminated(context: RunContext, stage: str) -> Mapping[str, Any]:
+        ran.append(stage)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"steps": 2}
+
+    monkeypatch.setattr(pipeline, "RUN", {**RUN, "sft_1": terminated, "rl_1": terminated})
+    stopped = launch(run_dir)
+    assert (stopped.code, ran) == (0, ["sft_1"]) and "stopped by SIGTERM" in stopped.errors
+    result = json.loads((run_dir / "stages" / "03-sft_1" / "result.json").read_text(encoding="utf-8"))
+    assert result["steps"] == 2 and 1000.0 < result["wall_s"] < 1060.0
+    assert not (run_dir / "stages" / "04-rl_1" / "result.json").exists()
 
 
 def test_an_unfinished_run_continues_and_skips_what_is_done(

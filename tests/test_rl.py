@@ -341,6 +341,12 @@ def test_a_rollout_that_is_stopped_is_given_up(model: Path, tmp_path: Path, monk
     assert found is not None and found[0] == 0
     state = read_state(found[1])
     assert (state["step"], state["cursor"], state["trainer"]["num_steps"]) == (0, 0, 0)
+    written = found[1].stat().st_mtime_ns
+    with monkeypatch.context() as patched, open_context(config, tmp_path) as context:
+        patched.setattr(RolloutEngine, "generate", terminated)
+        with context.stop.listening(), pytest.raises(Stopped), context.stop.held():
+            run_rl(context, "r1_zero")
+    assert found[1].stat().st_mtime_ns == written  # it is there already
     with open_context(config, tmp_path) as context:
         run_rl(context, "r1_zero")
     assert [line["step"] for line in read_metrics(tmp_path)] == [0, 1, 2, 3, 4]

@@ -107,6 +107,9 @@ def test_sigterm_saves_and_the_same_command_continues(
     found = StateFolder(run_dir / "stages" / "01-r1_zero", pytest.fail).newest()
     assert found is not None and found[0] == saved
     assert not (run_dir / "stages" / "01-r1_zero" / "result.json").exists()
+    assert main([*command, "--rl.lr", "0.25", "--loss.kl_coef", "0.5"]) == 2
+    errors = capsys.readouterr().err
+    assert f"{run_dir} holds a run with another recipe; it differs in loss.kl_coef, rl.lr" in errors
     assert main(command) == 0
     assert steps == [0, 1, *range(saved, 4)]
     assert [line["step"] for line in read_metrics(run_dir)] == [1, 2, 3, 4]

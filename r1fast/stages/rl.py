@@ -189,7 +189,8 @@ class RLLoop:
             with self.context.stop.interruptible() if alone else nullcontext():
                 return self._collect()
         except Stopped:
-            self.progress.save(self.step, before)
+            if self.progress.saved_step != self.step:
+                self.progress.save(self.step, before)
             raise
 
     def _collect(self) -> list[ScoredRollout]:
