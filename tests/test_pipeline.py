@@ -174,6 +174,7 @@ def test_sigterm_lets_a_stage_write_what_it_found(
 
     def terminated(context: RunContext, stage: str) -> Mapping[str, Any]:
         ran.append(stage)
+        context.console.stage_start(stage, 2)
         os.kill(os.getpid(), signal.SIGTERM)
         return {"steps": 2}
 
