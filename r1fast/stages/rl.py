@@ -22,6 +22,7 @@ from r1fast.policy import Policy
 from r1fast.readings import Sums, group_sums, sample_sums
 from r1fast.records import Batch, Prompt, ScoredRollout, Sequence
 from r1fast.rollout import RolloutEngine
+from r1fast.samples import pick_groups
 from r1fast.sampling import Sampling
 from r1fast.schedule import at, with_warmup
 from r1fast.scorer import ModelReward, Scorer
@@ -257,7 +258,8 @@ class RLLoop:
     def _write_samples(self, scored: Seq[ScoredRollout]) -> None:
         count = self.config.run.samples_per_step
         if self.context.ranks.rank == 0 and count:
-            self.context.write_samples(self.stage, self.step + 1, scored[: max(count, self.config.rl.group_size)])
+            chosen = pick_groups(scored, group_size=self.config.rl.group_size, num_samples=count, turn=self.step)
+            self.context.write_samples(self.stage, self.step + 1, chosen, self.policy.tokenizer)
 
     def _save(self) -> None:
         """Everything the next step depends on; sampling is counter-based, so there is no generator state."""
