@@ -182,7 +182,7 @@ class Page:
     def wait_for(self, expression: str) -> None:
         """Until the expression is true; RuntimeError after a minute, with what the page complained of."""
         end = time.monotonic() + TIMEOUT_S
-        while not self.value(expression):
+        while not self.value(f"Boolean({expression})"):
             if time.monotonic() > end:
                 raise RuntimeError(f"{expression} did not become true; the page says: {self.errors}")
             time.sleep(0.02)
@@ -212,6 +212,10 @@ class Page:
         x, y = box[0] + across * box[2], box[1] + down * box[3]
         self.call("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x, "y": y})
         self.settle()
+
+    def close(self) -> None:
+        """Close the tab."""
+        self.call("Page.close")
 
     def resize(self, width: int, height: int) -> None:
         """Set the window's size; below 600 it is a phone's."""

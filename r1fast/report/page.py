@@ -45,11 +45,14 @@ def write_report(
     name = REPORT_FILE if other is None else f"compare-{Path(other).resolve().name}.html"
     path = first / name if out is None else out
     partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        file.write(page(data))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(page(data))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 

@@ -228,13 +228,14 @@ class Chart {
     const at = this.index ?? last + 1;
     const moves = { ArrowLeft: at - 1, ArrowRight: at + 1, PageUp: at - 10, PageDown: at + 10, Home: 0, End: last };
     if (event.key === "Escape") {
-      this.plot.setCursor({ left: -10, top: -10 });
+      this.plot.setCursor({ left: -10, top: -10 }, true, true);
       return;
     }
     if (!(event.key in moves)) return;
     event.preventDefault();
     const index = Math.max(0, Math.min(last, moves[event.key]));
-    this.plot.setCursor({ left: this.plot.valToPos(this.xs[index], "x"), top: 0 });
+    // told to the charts of the other figures, too
+    this.plot.setCursor({ left: this.plot.valToPos(this.xs[index], "x"), top: 0 }, true, true);
   }
 
   // What a reader must know to trust the curve.
