@@ -26,7 +26,8 @@ def run(chromium: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "short"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(tiny_source, "GENERAL_HELD_OUT", 8)
-        done = launch(run_dir, **{"pipeline.stages": json.dumps(STAGES), "rl.steps": 3, "stages.r1_zero.steps": 3})
+        options = {"stages.r1_zero.steps": 3, "cold_start.prompts": 32, "evaluation.high_temperature_samples": 0}
+        done = launch(run_dir, **{"pipeline.stages": json.dumps(STAGES), **options})
     assert done.code == 0, done.errors
     return run_dir
 

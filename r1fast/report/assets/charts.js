@@ -56,7 +56,7 @@ class Chart {
   draw() {
     const join = uPlot.join(this.lines.map((line) => [line.xs, drawable(line.raw, this.log)]));
     this.xs = join[0];
-    const smooth = this.lines.map((_, i) => (this.smoothing > 1 ? this.smoothed(join[i + 1]) : null));
+    const smooth = this.lines.map((line, i) => (this.isSmooth(line) ? this.smoothed(join[i + 1]) : null));
     this.data = [...join, ...smooth.filter(Boolean)];
     const series = this.lines.map((line, i) => this.series(line, smooth[i] ? 0.35 : 1));
     const means = this.lines.filter((_, i) => smooth[i]).map((line) => this.series(line, 1));
@@ -68,14 +68,26 @@ class Chart {
     return this;
   }
 
+  // A curve of few points (dev readings) is left as it is.
+  isSmooth(line) {
+    return this.smoothing > 1 && line.xs.length >= 3 * this.smoothing;
+  }
+
+  // Means of a curve on the common axis, within each stage; where it has no point (undefined) there stays none.
   smoothed(values) {
-    const kept = values.map((value, i) => [value, i]).filter(([value]) => value !== undefined && value !== null);
-    const means = movingMean(
-      kept.map(([value]) => value),
-      this.smoothing,
-    );
     const all = new Array(values.length).fill(undefined);
-    kept.forEach(([, place], i) => (all[place] = means[i]));
+    const starts = this.marks.length ? this.marks.map(({ from }) => from) : [-Infinity];
+    starts.forEach((start, n) => {
+      const end = starts[n + 1] ?? Infinity;
+      const places = values.flatMap((value, i) =>
+        value !== undefined && this.xs[i] >= start && this.xs[i] < end ? [i] : [],
+      );
+      const means = movingMean(
+        places.map((i) => values[i]),
+        this.smoothing,
+      );
+      places.forEach((place, i) => (all[place] = means[i]));
+    });
     return all;
   }
 
@@ -110,7 +122,7 @@ class Chart {
       width: Math.max(200, this.canvas.clientWidth),
       height: CHART_HEIGHT,
       legend: { show: false },
-      padding: [this.marks.length ? 18 : 8, 8, 0, 0],
+      padding: [this.marks.length ? 18 : 8, 16, 0, 0],
       scales: {
         x: { time: false, range: (_, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) },
         y: this.log ? { distr: 3 } : { range: (_, low, high) => rangeOf(low, high) },
@@ -128,7 +140,12 @@ class Chart {
         },
       ],
       series: [{}, ...series],
-      cursor: { sync: { key: "steps", scales: ["x", null] }, points: { size: 6 }, drag: { x: true, y: false } },
+      cursor: {
+        y: false,
+        sync: { key: "steps", scales: ["x", null] },
+        points: { size: 6 },
+        drag: { x: true, y: false },
+      },
       hooks: {
         setCursor: [(plot) => this.read(plot.cursor.left >= 0 ? plot.cursor.idx : null)],
         draw: [(plot) => this.drawMarks(plot)],
@@ -188,7 +205,10 @@ class Chart {
     line.hidden = !line.hidden;
     this.keys[i].setAttribute("aria-pressed", String(!line.hidden));
     this.plot.setSeries(i + 1, { show: !line.hidden });
-    if (this.smoothing > 1) this.plot.setSeries(this.lines.length + i + 1, { show: !line.hidden });
+    if (this.isSmooth(line)) {
+      const mean = this.lines.slice(0, i).filter((one) => this.isSmooth(one)).length;
+      this.plot.setSeries(this.lines.length + 1 + mean, { show: !line.hidden });
+    }
   }
 
   // Show the values at a point of the common axis (an index), or the last of every line.

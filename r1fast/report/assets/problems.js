@@ -7,7 +7,7 @@ function drawProblems() {
     box.append(notice("No answers to held-out problems yet: the stage evaluation writes them."));
     return;
   }
-  const state = { run: runs[0][0], colour: "plain", shown: [] };
+  const state = { run: runs[0][0], colour: "language", shown: [] };
   const place = el("div", { data: { problem: "" } });
   const remark = el("p", { class: "remark" });
   const show = () => place.replaceChildren(problemView(state.shown[step.current()], state));
@@ -36,7 +36,7 @@ function drawProblems() {
     "Colour",
     COLOURS.filter(([key]) => key !== "advantage"),
     (value) => ((state.colour = value), show()),
-    "plain",
+    "language",
   );
   const choose = () => {
     const { problems, num_problems: total } = state.run.problems;

@@ -211,13 +211,12 @@ function pointsOf(run, stage, name) {
   return { xs: curves.steps[series.s], raw: series.v.map(toNumber), total: series.n, bad: series.bad };
 }
 
-// Mean of the last `width` values; gaps stay gaps.
+// Mean of the `width` values around each; gaps stay gaps.
 function movingMean(values, width) {
+  const before = Math.floor((width - 1) / 2);
   return values.map((value, i) => {
-    if (value === null || !Number.isFinite(value)) return null;
-    const recent = values
-      .slice(Math.max(0, i - width + 1), i + 1)
-      .filter((one) => one !== null && Number.isFinite(one));
-    return recent.reduce((sum, one) => sum + one, 0) / recent.length;
+    if (value === null) return null;
+    const near = values.slice(Math.max(0, i - before), i - before + width).filter((one) => one !== null);
+    return near.reduce((sum, one) => sum + one, 0) / near.length;
   });
 }

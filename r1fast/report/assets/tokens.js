@@ -83,11 +83,7 @@ function tokenView(sample, mode, scale) {
   const spans = sample.tokens.map((text, i) => {
     const tint = tintOf(mode, sample, i, scale);
     const classes = `token ${tint.kind}${TAGS.test(text) ? " tag" : ""}`;
-    return el(
-      "span",
-      { class: classes, style: { "--strength": tint.strength }, data: { token: i } },
-      visible(text),
-    );
+    return el("span", { class: classes, style: { "--strength": tint.strength }, data: { token: i } }, visible(text));
   });
   const readout = el("p", { class: "readout", "aria-live": "polite" });
   let chosen = null;
