@@ -85,6 +85,14 @@ def test_what_is_no_run_is_refused(tmp_path: Path, name: str, words: str) -> Non
         read_run(tmp_path / name)
 
 
+@pytest.mark.parametrize(("name", "words"), [("config.toml", "is not TOML"), ("summary.json", "is not JSON")])
+def test_a_broken_file_is_named(tmp_path: Path, name: str, words: str) -> None:
+    write_config(tmp_path, "base")
+    (tmp_path / name).write_text("{broken", encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"{name} {words}.*remove it"):
+        read_run(tmp_path)
+
+
 def test_two_runs_are_compared_problem_by_problem_and_key_by_key(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     write_config(first, "base", "r1_zero", seed=0, rl={"steps": 9, "lr": 0.5})

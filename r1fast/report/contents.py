@@ -17,8 +17,8 @@ from r1fast.report.curves import read_curves
 
 # What one run may put into a page. `tiny` stays whole within it.
 CURVE_VALUES = 60_000
-GROUP_BYTES = 2_800_000
-PROBLEM_BYTES = 700_000
+GROUP_BYTES = 2_500_000
+PROBLEM_BYTES = 600_000
 EXAMPLE_BYTES = 100_000
 
 SUMMARY_KEYS = ("peak_pss_bytes", "world_size", "device", "versions")
@@ -30,7 +30,8 @@ Data = dict[str, Any]
 def read_run(run_dir: Path, *, num_runs: int = 1) -> Data:
     """Everything a page shows of a run; `num_runs` share the page's budget.
 
-    Raises ConfigError for a directory that holds no run, ValueError for metrics that are not JSON.
+    Raises ConfigError for a directory that holds no run and for a file of it that cannot be read, ValueError for
+    metrics that are not JSON.
     """
     config_file, metrics_file = run_dir / "config.toml", run_dir / METRICS_FILE
     if not any((run_dir / name).exists() for name in ("config.toml", METRICS_FILE, "summary.json")):
@@ -40,7 +41,10 @@ def read_run(run_dir: Path, *, num_runs: int = 1) -> Data:
             "give the directory that --run named, runs/RECIPE by default"
         )
     text = config_file.read_text(encoding="utf-8") if config_file.exists() else ""
-    config = tomllib.loads(text)
+    try:
+        config = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{config_file} is not TOML ({error}); restore it, or remove it to do without") from error
     summary = _read_json(run_dir / "summary.json")
     stages = _stages(run_dir, config)
     curves = read_curves(iter_metrics(metrics_file), CURVE_VALUES // num_runs) if metrics_file.exists() else {}
@@ -135,7 +139,13 @@ def _folder(run_dir: Path, stage: str) -> Path:
 
 
 def _read_json(path: Path) -> Data:
-    return dict(json.loads(path.read_text(encoding="utf-8"), parse_constant=str)) if path.exists() else {}
+    """A JSON file as a dict, empty where there is none; NaN and infinities become strings."""
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"), parse_constant=str))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}); restore it, or remove it to do without") from error
 
 
 def _written(path: Path) -> str | None:
