@@ -17,8 +17,8 @@ from r1fast.report.curves import read_curves
 
 # What one run may put into a page. `tiny` stays whole within it.
 CURVE_VALUES = 60_000
-GROUP_BYTES = 2_500_000
-PROBLEM_BYTES = 600_000
+GROUP_BYTES = 2_400_000
+PROBLEM_BYTES = 800_000
 EXAMPLE_BYTES = 100_000
 
 SUMMARY_KEYS = ("peak_pss_bytes", "world_size", "device", "versions")

@@ -293,7 +293,7 @@ function drawCurves() {
     box.append(notice("No figures yet: metrics.jsonl is empty or not there."));
     return;
   }
-  const state = { stage: stages[0], smoothing: 1 };
+  const state = { stage: firstStage(stages), smoothing: 1 };
   const grid = el("div", { class: "charts", data: { curves: "" } });
   const more = el(
     "details",

@@ -142,6 +142,11 @@ function curveStages() {
   return RUNS.some((run) => rlStages(run).length > 1) ? [ALL_RL, ...names] : names;
 }
 
+// The one to begin with: all RL stages, the only one, or what has been going on last.
+function firstStage(names) {
+  return names.find((name) => name === ALL_RL || RUNS.some((run) => rlStages(run).includes(name))) ?? names.at(-1);
+}
+
 // Names of the figures that a stage of any run has.
 function figuresOf(stage) {
   const stages = (run) => (stage === ALL_RL ? rlStages(run) : [stage]);
