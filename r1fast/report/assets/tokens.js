@@ -154,11 +154,7 @@ function tokenWords(sample, i) {
 
 // What the colours mean, for the samples that are shown.
 function colourKey(mode, scale, samples) {
-  const shades = (kind, from, to) => [
-    el("span", { class: "end" }, from),
-    el("span", { class: `bar ${kind}` }),
-    el("span", { class: "end" }, to),
-  ];
+  const shades = (kind, from, to) => el("span", { class: "shades" }, from, el("span", { class: `bar ${kind}` }), to);
   const texts = {
     plain: [],
     language: ["Marked: words in another script than the question’s."],
