@@ -10,6 +10,7 @@ USAGE = """usage: r1fast COMMAND ...
 commands:
   train    run or continue the R1 pipeline (r1fast train --help lists every option)
   plan     print what a run would do, and exit: r1fast train --dry-run
+  report   write a run's report.html again, or one page of two runs (r1fast report --help)
 """
 
 
@@ -22,8 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, rest = arguments[0], arguments[1:]
     if command == "plan":
         command, rest = "train", [*rest, "--dry-run"]
+    if command == "report":
+        from r1fast.report.command import main as report
+
+        return report(rest)
     if command != "train":
-        print(f"r1fast: unknown command {command!r}; the commands are train, plan", file=sys.stderr)
+        print(f"r1fast: unknown command {command!r}; the commands are train, plan, report", file=sys.stderr)
         return 2
     from r1fast.train import main as train
 

@@ -20,6 +20,7 @@ from r1fast.metrics import MetricsLog, read_metrics
 from r1fast.models import model_path
 from r1fast.policy import Policy
 from r1fast.records import Prompt, ScoredRollout
+from r1fast.samples import Decoder, sample_row
 from r1fast.source import Source
 from r1fast.stop import StopRequest
 from r1fast.templates import set_template, write_prompts
@@ -121,23 +122,13 @@ class RunContext:
             if samples.exists():
                 write_lines(samples, [row for row in map(json.loads, whole_lines(samples)) if row["step"] < step])
 
-    def write_samples(self, stage: str, step: int, scored: Sequence[ScoredRollout]) -> None:
-        """Append completions to the stage's samples.jsonl, with prompt, rewards and advantage."""
+    def write_samples(self, stage: str, step: int, scored: Sequence[ScoredRollout], tokenizer: Decoder) -> None:
+        """Append completions to the stage's samples.jsonl: `step` and what `sample_row` says of each."""
         path = self.directory(stage) / "samples.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             for item in scored:
-                rollout = item.rollout
-                row = {
-                    "step": step,
-                    "prompt": rollout.prompt.text,
-                    "answer": rollout.prompt.answer,
-                    "response": rollout.text,
-                    "reward": item.reward,
-                    "parts": dict(item.parts),
-                    "advantage": item.advantage,
-                    "finish_reason": rollout.finish_reason,
-                }
+                row = {"step": step, **sample_row(item, tokenizer)}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def sync_logs(self, stage: str) -> None:

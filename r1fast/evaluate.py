@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 
 from r1fast.config import Config
 from r1fast.context import RunContext
+from r1fast.intervals import mean_interval
 from r1fast.metrics import ratios
 from r1fast.readings import Sums, sample_sums
 from r1fast.records import Prompt, ScoredRollout
@@ -19,7 +19,6 @@ from r1fast.sampling import Sampling
 from r1fast.scorer import ModelReward, Scorer
 
 METRICS: Mapping[str, float] = {"accuracy": 1.0, "accuracy_any": 0.0, "format": 0.0}
-NORMAL_95 = 1.959964  # two-sided 95% quantile of the normal distribution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,21 +150,3 @@ def majority_is_right(group: Sequence[ScoredRollout]) -> float:
     most = max(votes.values())
     leaders = [key for key, count in votes.items() if count == most]
     return sum(right[key] for key in leaders) / len(leaders)
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95% interval of a mean over problems (the k samples of a problem are one observation), by the normal law."""
-    count = len(values)
-    if count < 2:
-        return (0.0, 1.0)
-    mean = sum(values) / count
-    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
-    half = NORMAL_95 * math.sqrt(variance / count)
-    return mean - half, mean + half
-
-
-def paired_difference(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, Any]:
-    """Mean difference in pass@1 over the problems that both models answered, with its 95% interval."""
-    differences = [first[key] - second[key] for key in first if key in second]
-    low, high = mean_interval(differences) if len(differences) > 1 else (-1.0, 1.0)
-    return {"mean": sum(differences) / max(1, len(differences)), "ci": [low, high], "num_problems": len(differences)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,18 +59,23 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Values are floats, NaN and infinities included. Raises FileNotFoundError without a file, ValueError on a bad line.
     """
+    return list(iter_metrics(path))
+
+
+def iter_metrics(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """`read_metrics` a line at a time: a long run's file need not fit in memory."""
     file = Path(path)
     if file.is_dir():
         file = file / METRICS_FILE
-    whole, newline, _torn = file.read_text(encoding="utf-8").rpartition("\n")
-    lines = []
-    for number, text in enumerate(whole.split("\n") if newline else (), start=1):
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}, line {number} is not JSON ({error}); remove that line") from error
-        lines.append({key: _decoded(key, value) for key, value in line.items()})
-    return lines
+    with file.open("rb") as lines:
+        for number, text in enumerate(lines, start=1):
+            if not text.endswith(b"\n"):
+                return
+            try:
+                line = json.loads(text)
+            except ValueError as error:
+                raise ValueError(f"{file}, line {number} is not JSON ({error}); remove that line") from error
+            yield {key: _decoded(key, value) for key, value in line.items()}
 
 
 class MetricsLog:

@@ -14,6 +14,7 @@ from typing import Any
 from r1fast.context import RunContext, write_json
 from r1fast.evaluate import dev_reading
 from r1fast.memory import PeakMemory
+from r1fast.report.page import write_report
 from r1fast.rollout import RolloutEngine
 from r1fast.stages.cold_start import run_cold_start
 from r1fast.stages.evaluation import run_evaluation
@@ -72,9 +73,11 @@ def run_pipeline(context: RunContext) -> dict[str, Any]:
                 context.state_folder(stage).drop()  # for a finished one: what a kill right after its result has left
             if leads and not finished:
                 write_json(context.run_dir / "summary.json", summary(context, memory.peak_bytes))
+                write_page(context)
     whole = summary(context, memory.peak_bytes)
     if leads:
         write_json(context.run_dir / "summary.json", whole)
+        write_page(context)
     return whole
 
 
@@ -88,6 +91,17 @@ def _run_stage(context: RunContext, stage: str) -> None:
     context.finish(stage, result)
     context.ranks.barrier()
     context.console.stage_end(shown(result))
+
+
+def write_page(context: RunContext) -> None:
+    """`report.html` of what is there so far."""
+    try:
+        write_report(context.run_dir)
+    except Exception as error:  # whatever it is, a page is not worth a run: it is said, and the page can be made later
+        context.console.warn(
+            f"report.html was not written ({type(error).__name__}: {error}); the run goes on, and "
+            f"`r1fast report {context.run_dir}` tries again"
+        )
 
 
 def shown(result: Mapping[str, Any]) -> dict[str, float]:

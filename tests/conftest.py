@@ -7,6 +7,8 @@ long tests.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # Before torch is imported: the tests' tensors are tiny, and idle OpenMP threads that spin slow everything else.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from bench.chromium import Chromium, Page, find_chromium
 
 settings.register_profile(
     "deterministic",
@@ -46,3 +50,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(no_gpu)
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(not_asked)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Chromium]:
+    """One browser for all tests that look at pages."""
+    if find_chromium() is None:
+        pytest.skip("needs a browser to open pages in, there is none here: apt-get install chromium")
+    with Chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def opened(chromium: Chromium) -> Iterator[Callable[..., Page]]:
+    """Opens pages at a size; afterwards none may have complained, or have asked for anything but itself."""
+    pages: list[tuple[Page, Path]] = []
+
+    def open_page(path: Path, size: tuple[int, int] = (1280, 900), *, dark: bool = False) -> Page:
+        pages.append((chromium.open(path, width=size[0], height=size[1], dark=dark), path))
+        return pages[-1][0]
+
+    yield open_page
+    for page, path in pages:
+        assert page.errors == []
+        assert [url for url in page.requests if url not in (path.resolve().as_uri(), "data:,")] == []
+        page.close()

@@ -13,6 +13,7 @@ from tiny_run import math_prompt, open_context, save_model, scored, tiny_config
 from r1fast.config import STAGES
 from r1fast.context import CONVERSATIONAL, ROWS, START, compute_dtype, read_lines, write_json, write_lines
 from r1fast.tiny.templates import CHAT, R1_ZERO
+from r1fast.tiny.tokenizer import build_tokenizer
 
 
 def test_tables_of_stages_agree() -> None:
@@ -60,7 +61,7 @@ def test_truncate_forgets_metrics_and_samples_of_repeated_steps(tmp_path: Path) 
         context.console.stage_start("rl_1", 4)
         for step in (1, 2, 3):
             context.log("rl_1", step, {"reward": float(step)})
-            context.write_samples("rl_1", step, [scored(math_prompt(), text)] * 2)
+            context.write_samples("rl_1", step, [scored(math_prompt(), text)] * 2, build_tokenizer())
         context.truncate("rl_1", 3)
         context.log("rl_1", 3, {"reward": -3.0})
         samples = context.directory("rl_1") / "samples.jsonl"

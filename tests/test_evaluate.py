@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from pathlib import Path
 from typing import cast
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny_run import ScriptedEngine, math_prompt, open_context, save_model, scored, tiny_config
 
-from r1fast.evaluate import dev_reading, majority_is_right, mean_interval, paired_difference, read_general, read_model
+from r1fast.evaluate import dev_reading, majority_is_right, read_general, read_model
+from r1fast.intervals import mean_interval
 from r1fast.records import Prompt, Rollout
 from r1fast.rollout import RolloutEngine
 
@@ -41,32 +38,6 @@ def test_majority(votes: list[str], expected: float) -> None:
 def test_majority_counts_strict_answers_only() -> None:
     group = [scored(math_prompt(), "the answer is 7"), scored(math_prompt(), answers("6"))]
     assert majority_is_right(group) == 0.0
-
-
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=40))
-def test_mean_interval_is_the_normal_one(values: list[float]) -> None:
-    low, high = mean_interval(values)
-    half = statistics.NormalDist().inv_cdf(0.975) * statistics.stdev(values) / math.sqrt(len(values))
-    assert (low + high) / 2 == pytest.approx(statistics.fmean(values), abs=1e-9)
-    assert (high - low) / 2 == pytest.approx(half, rel=1e-6, abs=1e-9)
-
-
-def test_mean_interval_of_too_little_says_nothing() -> None:
-    assert mean_interval([0.4]) == (0.0, 1.0)
-    assert mean_interval([]) == (0.0, 1.0)
-
-
-def test_paired_difference_pairs_by_problem() -> None:
-    first = {"a": 1.0, "b": 0.5, "c": 0.25, "only here": 1.0}
-    second = {"c": 0.0, "a": 0.5, "b": 0.5, "only there": 0.0}
-    found = paired_difference(first, second)
-    low, high = mean_interval([0.5, 0.0, 0.25])
-    assert found == {"mean": 0.25, "ci": [low, high], "num_problems": 3}
-
-
-@pytest.mark.parametrize("first", [{}, {"a": 1.0}])
-def test_paired_difference_of_too_little_may_be_anything(first: dict[str, float]) -> None:
-    assert paired_difference(first, {"a": 0.0})["ci"] == [-1.0, 1.0]
 
 
 def script(prompt: Prompt, number: int) -> str:

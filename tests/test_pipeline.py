@@ -99,6 +99,27 @@ def test_it_finishes(finished: tuple[Path, Launch]) -> None:
     assert {str(line["stage"]) for line in read_metrics(run_dir)} == set(STAGES)
 
 
+def test_the_page_is_there_and_small(finished: tuple[Path, Launch]) -> None:
+    assert 100_000 < (finished[0] / "report.html").stat().st_size < 5_000_000
+    assert "report.html was not written" not in finished[1].output
+
+
+def test_the_page_is_written_after_every_stage_and_is_not_worth_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def broken(run_dir: Path) -> None:
+        seen.append(list(summary_of(run_dir)["stages"]))
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(pipeline, "write_report", broken)
+    done = launch(tmp_path / "run", **{"pipeline.stages": '["base", "r1_zero"]'})
+    assert done.code == 0, done.errors
+    assert seen == [["base"], ["base", "r1_zero"], ["base", "r1_zero"]]  # after either stage, and of the whole
+    assert done.output.count("report.html was not written (OSError: the disk is full)") == 3
+
+
 def test_summary_has_the_schema(finished: tuple[Path, Launch]) -> None:
     summary = summary_of(finished[0])
     assert list(summary["eval"]) == list(ROWS)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from r1fast.context import ROWS, RunContext, write_lines
-from r1fast.evaluate import Reading, paired_difference, read_general, read_model
+from r1fast.context import ROWS, RunContext, write_json, write_lines
+from r1fast.evaluate import Reading, read_general, read_model
+from r1fast.intervals import paired_difference
+from r1fast.policy import Policy
 from r1fast.progress import Progress
 from r1fast.rollout import RolloutEngine
+from r1fast.samples import Decoder, sample_row
 from r1fast.stages.reward_models import KINDS, load_model_rewards
 
 # (first, second): the differences in pass@1 that the paper talks about.
@@ -44,10 +47,12 @@ def run_evaluation(context: RunContext, stage: str) -> dict[str, Any]:
             table[row], per_problem[row] = before["row"], before["per_problem"]
         else:
             with context.stop.interruptible():
-                reading = _read(context, row, origin, stage)
+                policy = context.load(origin)
+                reading = _read(context, policy, stage)
             table[row], per_problem[row] = reading.row, reading.per_problem
             if context.ranks.rank == 0:
-                write_lines(folder / f"samples-{row}.jsonl", sample_rows(reading))
+                write_lines(folder / f"samples-{row}.jsonl", sample_rows(reading, policy.tokenizer))
+                write_json(folder / f"reading-{row}.json", {"row": reading.row, "per_problem": reading.per_problem})
             progress.save_part(f"reading-{row}", {"row": reading.row, "per_problem": reading.per_problem})
         shown = ("pass@1", "accuracy_any", "format", "language", "tokens")
         values = {f"{row}/{key}": float(table[row][key]) for key in shown if table[row][key] is not None}
@@ -65,10 +70,9 @@ def run_evaluation(context: RunContext, stage: str) -> dict[str, Any]:
     return {"eval": table, "pairs": pairs}
 
 
-def _read(context: RunContext, row: str, origin: str, stage: str) -> Reading:
+def _read(context: RunContext, policy: Policy, stage: str) -> Reading:
     config = context.config.for_stage(stage)
     options = config.evaluation
-    policy = context.load(origin)
     engine = RolloutEngine(policy, rows=config.rl.rollout_rows, seed=config.run.seed)
     problems = context.prompts(policy, context.source.prompts("held_out"))
     reading = read_model(
@@ -104,21 +108,11 @@ def _read(context: RunContext, row: str, origin: str, stage: str) -> Reading:
     return reading
 
 
-def sample_rows(reading: Reading) -> list[dict[str, Any]]:
+def sample_rows(reading: Reading, tokenizer: Decoder) -> list[dict[str, Any]]:
     """The first sample of the first held-out problems, for people to read."""
-    rows: list[dict[str, Any]] = []
-    seen: set[str] = set()
+    first: dict[str, dict[str, Any]] = {}
     for item in reading.samples:
         prompt = item.rollout.prompt
-        if prompt.id in seen or len(seen) >= SAMPLES_KEPT:
-            continue
-        seen.add(prompt.id)
-        rows.append(
-            {
-                "prompt": prompt.text,
-                "answer": prompt.answer,
-                "response": item.rollout.text,
-                "right": item.parts["accuracy"],
-            }
-        )
-    return rows
+        if prompt.id not in first and len(first) < SAMPLES_KEPT:
+            first[prompt.id] = {**sample_row(item, tokenizer), "right": item.parts["accuracy"]}
+    return list(first.values())

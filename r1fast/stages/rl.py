@@ -24,6 +24,7 @@ from r1fast.progress import Progress
 from r1fast.readings import Sums, group_sums, sample_sums
 from r1fast.records import Batch, Prompt, ScoredRollout, Sequence
 from r1fast.rollout import RolloutEngine
+from r1fast.samples import pick_groups
 from r1fast.sampling import Sampling
 from r1fast.schedule import at, with_warmup
 from r1fast.scorer import ModelReward, Scorer
@@ -271,7 +272,8 @@ class RLLoop:
     def _write_samples(self, scored: Seq[ScoredRollout]) -> None:
         count = self.config.run.samples_per_step
         if self.context.ranks.rank == 0 and count:
-            self.context.write_samples(self.stage, self.step + 1, scored[: max(count, self.config.rl.group_size)])
+            chosen = pick_groups(scored, group_size=self.config.rl.group_size, num_samples=count, turn=self.step)
+            self.context.write_samples(self.stage, self.step + 1, chosen, self.policy.tokenizer)
 
     def _state(self) -> dict[str, Any]:
         """Everything that the next rollout and the stage's result depend on; the tensors are the live ones."""
