@@ -16,7 +16,7 @@ NEEDS = {
     "distill": ("rejection",),
 }
 MODEL_REWARDS = ("helpful", "safe")  # reward names that the stage `reward_models` trains
-STUDENT_STAGES = ("distill", "student_rl")
+STUDENT_STAGES = frozenset({"distill", "student_rl"})
 
 
 def check_config(config: Config) -> None:
@@ -35,6 +35,38 @@ def check_config(config: Config) -> None:
             _check_skip(view, stage)
             _check_rewards(view, stage)
             _check_loss(view, stage)
+
+
+def check_processes(config: Config, world_size: int) -> None:
+    """Refuse more processes than a stage has work for; a batch need not be divisible by their number.
+
+    Raises:
+        ConfigError: with value, constraint and fix.
+    """
+    for stage in config.pipeline.stages:
+        view = config.for_stage(stage)
+        if stage in RL_STAGES:
+            rl = view.rl
+            sizes = [
+                (at(rl.prompts_per_step, step) + at(rl.general_prompts_per_step, step)) * rl.updates_per_rollout
+                for step in change_steps(rl.prompts_per_step, rl.general_prompts_per_step)
+            ]
+            key, num_items, unit = f"stages.{stage}.prompts_per_step", min(sizes), "prompts in a rollout"
+            if rl.advantage_scale == "batch_std" and world_size > 1:
+                raise ConfigError(
+                    f"stages.{stage}.advantage_scale = 'batch_std' with {world_size} processes: each would scale by "
+                    "its own share of the batch; use group_std or none, or one process"
+                )
+        elif STAGES[stage] in ("sft", "reward_model"):
+            section = getattr(view, STAGES[stage])
+            key, num_items, unit = f"stages.{stage}.batch_size", section.batch_size, "sequences in a batch"
+        else:
+            continue
+        if num_items < world_size:
+            raise ConfigError(
+                f"{key}: {num_items} {unit} for {world_size} processes would leave {world_size - num_items} of them "
+                f"without work; start at most {num_items} processes, or raise it"
+            )
 
 
 def _check_pipeline(stages: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ The defaults are R1's published numbers where one exists (`source` says where), 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -50,14 +51,19 @@ class ConfigError(ValueError):
 
 
 @contextmanager
-def user_input() -> Iterator[None]:
-    """Within, what cannot be loaded or used is the user's to fix: ValueError and OSError become ConfigError."""
+def user_input(fix: str = "") -> Iterator[None]:
+    """Within, what cannot be loaded or used is the user's to fix: ValueError and OSError become ConfigError.
+
+    `fix` ends the message. A full disk is not bad input: it stays the OSError that it is.
+    """
     try:
         yield
     except ConfigError:
         raise
     except (ValueError, OSError) as error:
-        raise ConfigError(str(error)) from error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ConfigError(f"{error}{fix}") from error
 
 
 def option(default: Any, help: str, *, unit: str = "", need: str = "", source: str = "") -> Any:

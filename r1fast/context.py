@@ -76,14 +76,15 @@ class RunContext:
             self.metrics.close()
 
     def directory(self, stage: str) -> Path:
-        """`stages/NN-NAME`, numbered by the order in which R1 runs them."""
-        return self.run_dir / "stages" / f"{list(STAGES).index(stage):02d}-{stage}"
+        """Where the stage's files are."""
+        return stage_directory(self.run_dir, stage)
 
     def load(self, origin: str, *, stage: str | None = None) -> Policy:
         """The model of a finished stage, or of [model] for `base` and `student`, with the template `stage` uses."""
         config, model = self.config, self.config.model
         trained = origin not in ("base", "student")
-        with user_input():
+        own = f"; delete {self.directory(origin)} to train it again" if trained else ""
+        with user_input(own):
             named = model.path if origin == "base" else model.student
             path = self.directory(origin) / "checkpoint" if trained else model_path(named)
             policy = Policy.load(
@@ -166,6 +167,11 @@ class RunContext:
         except (ValueError, TypeError) as error:  # only a disk that returns something else: it was written whole
             self.console.warn(f"{path} is corrupt ({error}): {stage} counts as unfinished and runs again")
             return None
+
+
+def stage_directory(run_dir: Path, stage: str) -> Path:
+    """`stages/NN-NAME`, numbered by the order in which R1 runs them."""
+    return run_dir / "stages" / f"{list(STAGES).index(stage):02d}-{stage}"
 
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:

@@ -81,10 +81,12 @@ def _prompt(line: str, where: str, default_id: str, language: str) -> Prompt:
         raise ValueError(f'{where}: a {type(row).__name__}, not an object with "prompt" and "answer"')
     if unknown := sorted(set(row) - set(_FIELDS)):
         raise ValueError(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(_FIELDS)}")
-    text = row.get("prompt")
+    if missing := [name for name in ("prompt", "answer") if name not in row]:
+        raise ValueError(f'{where}: no "{missing[0]}"; every line needs "prompt" and "answer", this has {list(row)}')
+    text = row["prompt"]
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f'{where}: "prompt" must be a non-blank string, not {text!r}')
-    answer = row.get("answer")
+    answer = row["answer"]
     if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
         raise ValueError(f'{where}: "answer" must be a non-blank string or a number, not {answer!r}')
     metadata = row.get("metadata", {})

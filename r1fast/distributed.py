@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from r1fast.config import ConfigError
+
 # Ranks wait for the slowest one's rollout; a dead rank is noticed by torchrun, not by this.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 LOCK_WAIT_S = 5.0  # a killed process gives its memory back before its lock
@@ -170,7 +172,7 @@ def _device(name: str, local_rank: int, world_size: int) -> torch.device:
     return torch.device("cuda", index)
 
 
-class RunDirectoryInUse(RuntimeError):
+class RunDirectoryInUse(ConfigError):
     """Another process writes to the run directory."""
 
 
@@ -178,11 +180,20 @@ def lock_run_dir(path: str | Path, rank: int = 0, *, wait_s: float = LOCK_WAIT_S
     """Hold `path` for this process until the returned file is closed or the process ends, so two writers cannot be.
 
     Every rank locks a file of its own: a worker left over from a killed run keeps the next run out. It is given
-    `wait_s` seconds to end. Raises RuntimeError that names the holder's process id.
+    `wait_s` seconds to end.
+
+    Raises:
+        RunDirectoryInUse: names the holder's process id.
+        ConfigError: the directory cannot be made or written to.
     """
     directory = Path(path)
-    directory.mkdir(parents=True, exist_ok=True)
-    file = (directory / (".lock" if rank == 0 else f".lock.{rank}")).open("a+", encoding="utf-8")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / (".lock" if rank == 0 else f".lock.{rank}")).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"run directory {directory} cannot be written to ({error.strerror}); choose another with --run.dir DIR"
+        ) from error
     start, told = time.monotonic(), rank != 0
     while not _locked(file):
         file.seek(0)
@@ -211,6 +222,20 @@ def _locked(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def lock_holder(path: str | Path) -> str | None:
+    """The process id of the run that holds `path` now, as text; None when nobody does. Changes nothing."""
+    try:
+        file = (Path(path) / ".lock").open(encoding="utf-8")
+    except OSError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().strip() or "unknown"
+    return None
 
 
 def idle_gpu_hint(ranks: Ranks) -> str | None:

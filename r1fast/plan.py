@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from r1fast.checks import MODEL_REWARDS, STUDENT_STAGES
 from r1fast.config import RL_STAGES, STAGES, Config
+from r1fast.disk import format_bytes
 from r1fast.schedule import at, change_steps, values
 
 if TYPE_CHECKING:
@@ -345,13 +346,15 @@ def print_plan(plan: Plan, console: Console) -> None:
         work = stage.work
         counts = (work.steps, work.samples, work.generated_tokens, work.trained_tokens)
         cells = [f"{count:,}" if count else "-" for count in counts]
-        table.add_row(stage.name, *cells, _size(stage.peak_bytes), duration(stage.time_s))
+        table.add_row(stage.name, *cells, format_bytes(stage.peak_bytes), duration(stage.time_s))
     table.add_section()
-    table.add_row("all", "", "", "", "", _size(plan.largest.peak_bytes), duration(plan.time_s))
+    table.add_row("all", "", "", "", "", format_bytes(plan.largest.peak_bytes), duration(plan.time_s))
     console.print(table)
-    items = ", ".join(f"{name} {_size(num_bytes)}" for name, num_bytes in plan.largest.work.memory)
+    items = ", ".join(f"{name} {format_bytes(num_bytes)}" for name, num_bytes in plan.largest.work.memory)
     processes = f"{plan.world_size} processes" if plan.world_size > 1 else "1 process"
-    console.print(f"memory of {plan.largest.name}, each of {processes}: {_size(PROCESS_BYTES)} libraries, {items}")
+    console.print(
+        f"memory of {plan.largest.name}, each of {processes}: {format_bytes(PROCESS_BYTES)} libraries, {items}"
+    )
     for sentence in plan.assumptions:
         console.print(sentence)
 
@@ -363,7 +366,3 @@ def duration(time_s: float) -> str:
     if time_s < 90 * 60:
         return f"{time_s / 60:.0f} min"
     return f"{time_s / 3600:.1f} h" if time_s < 72 * 3600 else f"{time_s / 86400:,.0f} days"
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:,.2f} GiB" if num_bytes >= 1 << 30 else f"{num_bytes / 2**20:,.0f} MiB"

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging as transformers_logging
 
 from r1fast.attention import ATTENTION_NAME, PackedContext, register_attention
+from r1fast.models import check_checkpoint
 from r1fast.packing import position_ids
 from r1fast.records import Batch
 from r1fast.shared_prompt import SharedPromptContext
@@ -58,26 +61,22 @@ class Policy:
     ) -> Policy:
         """Load a checkpoint directory (never the network) or a hub id; `gguf_file` names a GGUF within it.
 
-        Raises ValueError for a model whose logits are not its last hidden state times the head's weight, whose
-        packed sequences see each other, or that has no end-of-sequence token.
+        Raises ValueError for files that are missing, truncated or do not fit together, and for a model whose logits
+        are not its last hidden state times the head's weight, whose packed sequences see each other, or that has no
+        end-of-sequence token.
         """
         register_attention()
+        if Path(path).is_dir() and not gguf_file:
+            check_checkpoint(Path(path))
         if trust_remote_code:
             _log.warning("trust_remote_code: Python files that come with %s will be run", path)
-        options: dict[str, Any] = {
-            "local_files_only": Path(path).is_dir(),
-            "trust_remote_code": trust_remote_code,
-        }
-        if gguf_file:
-            options["gguf_file"] = gguf_file
-        tokenizer = AutoTokenizer.from_pretrained(str(path), **options)
+        tokenizer = load_tokenizer(path, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
+        options = _options(path, gguf_file, trust_remote_code)
         if gguf_file:
             from transformers import GgufConfig
 
             options["quantization_config"] = GgufConfig(dequantize=True)
-        module = AutoModelForCausalLM.from_pretrained(
-            str(path), attn_implementation=ATTENTION_NAME, dtype=dtype, **options
-        )
+        module = _load_module(path, dtype, options)
         if gguf_file:
             _forget_quantization(module)
         return Policy.wrap(module, tokenizer, device=device, gradient_checkpointing=gradient_checkpointing)
@@ -102,7 +101,7 @@ class Policy:
         policy = Policy(
             module=module,
             tokenizer=tokenizer,
-            eos_token_ids=_eos_token_ids(module, tokenizer),
+            eos_token_ids=eos_token_ids(tokenizer, module.generation_config, module.config),
             device=device,
             dtype=module.dtype,
             gradient_checkpointing=gradient_checkpointing,
@@ -187,9 +186,26 @@ def _forget_quantization(module: PreTrainedModel) -> None:
     module.is_quantized = False  # type: ignore[assignment]
 
 
-def _eos_token_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def load_tokenizer(path: str | Path, *, gguf_file: str = "", trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a checkpoint directory (never the network) or a hub id; ValueError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(str(path), **_options(path, gguf_file, trust_remote_code))
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        if Path(path).is_dir():
+            fix = "tokenizer.json and tokenizer_config.json must be in it, whole: copy or download them again"
+        else:
+            fix = "it is no directory here, so it must be a hub id that can be reached; give --model DIRECTORY"
+        raise ValueError(f"model {str(path)!r}: its tokenizer cannot be loaded ({first_line}); {fix}") from error
+
+
+def eos_token_ids(tokenizer: Any, *configs: Any) -> tuple[int, ...]:
+    """Every end-of-sequence token that the tokenizer and the model's configs (None: absent) name, its own first.
+
+    Raises ValueError where there is none.
+    """
     found: dict[int, None] = {}
-    for owner in (tokenizer, module.generation_config, module.config):
+    for owner in (tokenizer, *configs):
         value = getattr(owner, "eos_token_id", None)
         found.update(dict.fromkeys(value if isinstance(value, (list, tuple)) else [] if value is None else [value]))
     if not found:
@@ -198,6 +214,42 @@ def _eos_token_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
             "tokenizer), so no completion could end; set eos_token_id in its config.json"
         )
     return tuple(found)
+
+
+def _options(path: str | Path, gguf_file: str, trust_remote_code: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {"local_files_only": Path(path).is_dir(), "trust_remote_code": trust_remote_code}
+    return {**options, "gguf_file": gguf_file} if gguf_file else options
+
+
+def _load_module(path: str | Path, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
+    """The model, every weight of it from its files: transformers would draw at random what is missing or misshapen."""
+    auto_model: Any = AutoModelForCausalLM
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)  # its report of missing weights would hide the message below
+    try:
+        module, found = auto_model.from_pretrained(
+            str(path),
+            attn_implementation=ATTENTION_NAME,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    except SafetensorError as error:
+        raise ValueError(f"{path}: its weights cannot be read ({error}); copy or download it again") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    for name, stored, wanted in sorted(found["mismatched_keys"]):
+        raise ValueError(
+            f"{path}: config.json does not describe these weights: {name} has shape {list(stored)}, by the config it "
+            f"should have {list(wanted)}; use the config.json that came with the weights"
+        )
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])
+        raise ValueError(
+            f"{path} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}); copy or download it again"
+        )
+    return cast(PreTrainedModel, module)
 
 
 @torch.no_grad()

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from rich.console import Console as RichConsole
-from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from r1fast.config import Config, user_input
@@ -14,8 +12,8 @@ from r1fast.console import Console
 from r1fast.context import RunContext, compute_dtype
 from r1fast.distributed import Ranks, idle_gpu_hint
 from r1fast.metrics import MetricsLog
-from r1fast.models import model_path
-from r1fast.plan import ModelSize, make_plan, print_plan, probe_speed
+from r1fast.plan import ModelSize, Plan, make_plan, probe_speed
+from r1fast.preflight import describe, roots
 from r1fast.source import Source
 from r1fast.stop import StopRequest
 from r1fast.tiny.source import TinySource
@@ -39,17 +37,21 @@ def open_source(config: Config) -> Source:
         return PromptSource(data)
 
 
-def open_run(config: Config, run_dir: Path, ranks: Ranks, stop: StopRequest | None = None) -> RunContext:
-    """Everything the stages share."""
+def open_run(
+    config: Config, run_dir: Path, ranks: Ranks, stop: StopRequest | None = None, *, source: Source | None = None
+) -> RunContext:
+    """Everything the stages share; the source is opened unless it is given."""
     leads = ranks.rank == 0
     disable_progress_bar()  # type: ignore[no-untyped-call]  # loading and saving are short; their bars would tear the live line
+    with user_input():  # a damaged metrics.jsonl
+        metrics = MetricsLog(run_dir, tensorboard=config.run.tensorboard) if leads else None
     context = RunContext(
         config=config,
         run_dir=run_dir,
         ranks=ranks,
         console=Console(enabled=leads, every_steps=config.run.log_every_steps),
-        metrics=MetricsLog(run_dir, tensorboard=config.run.tensorboard) if leads else None,
-        source=open_source(config),
+        metrics=metrics,
+        source=source or open_source(config),
         stop=stop or StopRequest(),
     )
     hint = idle_gpu_hint(ranks)
@@ -58,12 +60,17 @@ def open_run(config: Config, run_dir: Path, ranks: Ranks, stop: StopRequest | No
     return context
 
 
-def plan_of(config: Config) -> None:
-    """Print what a run would do, from the models' configurations alone."""
+def plan_of(config: Config) -> Plan:
+    """What a run would do, from the models' configurations alone.
+
+    Raises:
+        ConfigError: a model is not there.
+    """
     device = torch.device("cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu")
     dtype = compute_dtype(config, device)
-    model, student = (
-        ModelSize.of(AutoConfig.from_pretrained(model_path(name))) for name in (config.model.path, config.model.student)
-    )
-    plan = make_plan(config, model, student=student, speed=probe_speed(device, dtype), compute_bytes=dtype.itemsize)
-    print_plan(plan, RichConsole())
+    with user_input():
+        sizes = {root: ModelSize.of(describe(config, root)) for root in roots(config, config.pipeline.stages)}
+    student = sizes.get("student")
+    model = sizes.get("base", student)
+    assert model is not None, "a pipeline has stages, and they start from some model"
+    return make_plan(config, model, student=student, speed=probe_speed(device, dtype), compute_bytes=dtype.itemsize)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,7 @@ def _main(arguments: Sequence[str], stop: StopRequest) -> int:
     try:
         invocation = parse(arguments)
     except ConfigError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"r1fast: {error}", file=sys.stderr, flush=True)
-        return BAD_INPUT
+        return _refuse(error, leads=os.environ.get("RANK", "0") == "0")
     if invocation.wants_help:
         print(help_text())
         return 0
@@ -59,41 +57,90 @@ def run_directory(invocation: Invocation) -> Path:
     return Path(config.run.dir) if config.run.dir else Path("runs") / (config.run.name or Path(invocation.recipe).stem)
 
 
+def _refuse(error: Exception, *, leads: bool = True) -> int:
+    """Say what is wrong with the input, once for all processes."""
+    if leads:
+        print(f"r1fast: {error}", file=sys.stderr, flush=True)
+    return BAD_INPUT
+
+
 def _dry_run(config: Config) -> int:
+    from rich.console import Console
+
+    from r1fast.plan import print_plan
     from r1fast.start import plan_of
 
     try:
-        plan_of(config)
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"r1fast: {error}", file=sys.stderr, flush=True)
-        return BAD_INPUT
+        plan = plan_of(config)
+    except ConfigError as error:
+        return _refuse(error)
+    print_plan(plan, Console())
     return 0
 
 
 def _train(invocation: Invocation, stop: StopRequest) -> int:
     from r1fast import distributed
-    from r1fast.start import open_run
+    from r1fast.preflight import check_run
+    from r1fast.start import open_run, open_source
 
     config, run_dir = invocation.config, run_directory(invocation)
     _set_threads(config)
-    ranks = distributed.start(config.run.device)
     try:
+        ranks = distributed.start(config.run.device)
+    except ValueError as error:  # may be this process's alone: its GPU is not there
+        return _refuse(error)
+    try:
+        source = open_source(config)
+        size = ranks.world_size
+        _first(ranks, lambda: check_run(config, run_dir, source, device=ranks.device, world_size=size))
         with distributed.lock_run_dir(run_dir, ranks.rank):
-            if ranks.rank == 0:
-                _claim(config, run_dir)
-            ranks.barrier()
-            return _run(open_run(config, run_dir, ranks, stop))
-    except (ConfigError, distributed.RunDirectoryInUse) as error:
-        if ranks.rank == 0:
-            print(f"r1fast: {error}", file=sys.stderr, flush=True)
-        return BAD_INPUT if isinstance(error, ConfigError) else FAILURE
-    except distributed.RankLost:
+            _first(ranks, lambda: _claim(config, run_dir))
+            return _run(open_run(config, run_dir, ranks, stop, source=source))
+    except ConfigError as error:
+        return _refuse(error, leads=ranks.rank == 0)
+    except distributed.RankLost as error:
         if not stop.requested:
             time.sleep(SIGNAL_SPREAD_S)  # it raises if the signal reached another rank first
-            raise
+            return _failed(config, run_dir, error)
         raise Stopped from None
+    except Stopped:
+        raise
+    except Exception as error:
+        return _failed(config, run_dir, error)
     finally:
         ranks.shutdown()
+
+
+def _first(ranks: Any, work: Callable[[], None]) -> None:
+    """Rank 0 does it while the others wait; all refuse what it refuses, so that none is left behind."""
+    problem = None
+    if ranks.rank == 0:
+        try:
+            work()
+        except ConfigError as error:
+            problem = str(error)
+    problem = ranks.broadcast_object(problem)
+    if problem is not None:
+        raise ConfigError(problem)
+
+
+def _failed(config: Config, run_dir: Path, error: Exception) -> int:
+    """Note how the run ended; a full disk is explained, anything else goes on as it is."""
+    from r1fast.disk import is_disk_full
+    from r1fast.failure import write_failure
+    from r1fast.preflight import unfinished_stages
+
+    stage = next(iter(unfinished_stages(config, run_dir)), "")
+    write_failure(run_dir, stage, error)
+    if not is_disk_full(error, run_dir):
+        raise error
+    print(
+        f"r1fast: the disk of {run_dir} is full, stage {stage} stopped; what was saved before is intact: free some "
+        "space there, and the same command continues",
+        file=sys.stderr,
+        flush=True,
+    )
+    return FAILURE
 
 
 def _run(context: Any) -> int:
@@ -126,6 +173,8 @@ def show(context: Any, whole: dict[str, Any]) -> None:
 
 def _claim(config: Config, run_dir: Path) -> None:
     """Write config.toml, or refuse a directory that another recipe has used."""
+    from r1fast.failure import clear_failure
+
     path = run_dir / "config.toml"
     if path.exists():
         keys = differing_keys(read_config(path), config)
@@ -134,6 +183,7 @@ def _claim(config: Config, run_dir: Path) -> None:
                 f"{run_dir} holds a run with another recipe; it differs in {', '.join(keys)}. "
                 "Give --run.dir another directory, or the options it was started with"
             )
+        clear_failure(run_dir)
         return
     from r1fast.pipeline import versions
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from r1fast.config import Config, ConfigError, user_input
+from r1fast.config import Config, user_input
 from r1fast.context import START, RunContext
 from r1fast.diagnosis import why_stalled
 from r1fast.evaluate import dev_reading
@@ -65,11 +65,6 @@ class RLLoop:
         self.context, self.stage = context, stage
         self.config: Config = context.config.for_stage(stage)
         rl, seed = self.config.rl, self.config.run.seed
-        if rl.advantage_scale == "batch_std" and context.ranks.world_size > 1:
-            raise ConfigError(
-                f"stages.{stage}.advantage_scale = 'batch_std' with {context.ranks.world_size} processes: each would "
-                "scale by its own share of the batch; use group_std or none, or one process"
-            )
         self.policy: Policy = context.load(START[stage], stage=stage)
         self.trainer = Trainer(self.policy, self.config.optimizer, ranks=context.ranks)
         self.engine = RolloutEngine(self.policy, rows=rl.rollout_rows, seed=seed)

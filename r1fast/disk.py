@@ -1,0 +1,109 @@
+"""Space for a run: what it will write, what is free, and whether an error means that the disk is full."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from r1fast.checks import STUDENT_STAGES
+from r1fast.config import Config, ConfigError
+
+# Stage -> the checkpoints that it leaves. The others write text only.
+NUM_CHECKPOINTS = {
+    "r1_zero": 1,
+    "sft_1": 1,
+    "rl_1": 1,
+    "sft_2": 1,
+    "reward_models": 2,
+    "rl_2": 1,
+    "distill": 1,
+    "student_rl": 1,
+}
+STATE_BYTES = 4 * 3 + 4  # per parameter: fp32 master, AdamW's two moments; the reference, in fp32 at most
+NUM_STATES = 3  # a state, the one before it, and the next being written
+TEXT_BYTES = 16 << 20  # metrics, samples, examples, TensorBoard: a margin, not a bound
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def run_bytes(
+    config: Config, stages: Collection[str], *, num_params: int, student_params: int, compute_bytes: int
+) -> int:
+    """Bytes that these stages of a run still write: their checkpoints, the largest state of one stage, text."""
+    checkpoints = states = 0
+    for stage in stages:
+        params = student_params if stage in STUDENT_STAGES else num_params
+        if stage in NUM_CHECKPOINTS:
+            checkpoints += NUM_CHECKPOINTS[stage] * params * compute_bytes
+            states = max(states, NUM_STATES * params * STATE_BYTES)
+    return checkpoints + (states if config.run.save_every_steps else states // NUM_STATES) + TEXT_BYTES
+
+
+def existing_parent(path: Path) -> Path:
+    """The directory itself, or the nearest one above it that exists."""
+    place = path.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return place
+
+
+def check_directory(run_dir: Path, need_bytes: int) -> int:
+    """Bytes free where a run would write `need_bytes`; writes nothing itself.
+
+    Raises:
+        ConfigError: it is a file, may not be written to, or has too little space.
+    """
+    place = existing_parent(run_dir)
+    if not place.is_dir():
+        raise ConfigError(f"run directory {run_dir}: {place} is a file; choose another with --run.dir DIR")
+    if not os.access(place, os.W_OK | os.X_OK):
+        why = "is on a read-only file system" if _is_read_only(place) else "may not be written to by this user"
+        raise ConfigError(f"run directory {run_dir}: {place} {why}; choose another with --run.dir DIR")
+    free_bytes = shutil.disk_usage(place).free
+    if free_bytes < need_bytes:
+        raise ConfigError(
+            f"run directory {run_dir}: {format_bytes(free_bytes)} are free there, this run writes about "
+            f"{format_bytes(need_bytes)} (checkpoints, state for resume, metrics); free some space, or choose another "
+            "disk with --run.dir DIR"
+        )
+    return free_bytes
+
+
+def is_disk_full(error: BaseException, run_dir: Path) -> bool:
+    """Whether an error, or one that it came from, says that the disk (or the quota) is full.
+
+    Libraries that write through C++ or Rust keep the reason in their text only, or lose it: torch's writer says
+    "unexpected pos"; then the disk itself is asked.
+    """
+    for cause in _chain(error):
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return True
+        if "No space left on device" in str(cause) or "Disk quota exceeded" in str(cause):
+            return True
+        if isinstance(cause, RuntimeError) and ("PytorchStreamWriter" in str(cause) or "unexpected pos" in str(cause)):
+            return shutil.disk_usage(existing_parent(run_dir)).free < TEXT_BYTES
+    return False
+
+
+def format_bytes(num_bytes: float) -> str:
+    """`3.20 GiB`, `512 MiB`, `40 KiB`."""
+    if num_bytes >= 1 << 30:
+        return f"{num_bytes / 2**30:,.2f} GiB"
+    return f"{num_bytes / 2**20:,.0f} MiB" if num_bytes >= 1 << 20 else f"{num_bytes / 2**10:,.0f} KiB"
+
+
+def _is_read_only(place: Path) -> bool:
+    return bool(os.statvfs(place).f_flag & os.ST_RDONLY)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        cause = pending.pop()
+        if cause is not None and id(cause) not in seen:
+            seen.add(id(cause))
+            yield cause
+            pending += [cause.__cause__, cause.__context__]

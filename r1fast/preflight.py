@@ -1,0 +1,242 @@
+"""What is wrong with a run before a model is loaded or a byte is written: data, model files, lengths, space."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, GenerationConfig
+
+from r1fast.checks import MODEL_REWARDS, STUDENT_STAGES, check_processes
+from r1fast.config import RL_STAGES, Config, ConfigError, user_input
+from r1fast.context import CONVERSATIONAL, compute_dtype, stage_directory
+from r1fast.disk import check_directory, run_bytes
+from r1fast.models import check_checkpoint, model_path, read_json
+from r1fast.policy import eos_token_ids, load_tokenizer
+from r1fast.records import Prompt
+from r1fast.rewards.language import SUPPORTED
+from r1fast.schedule import values
+from r1fast.scorer import Scorer
+from r1fast.source import Source
+from r1fast.templates import set_template, write_prompts
+
+NUM_GOLDS = 16  # gold answers that are scored
+LONGEST = 16  # prompts that are written in the template, of those with most tokens
+
+
+def check_run(config: Config, run_dir: Path, source: Source, *, device: torch.device, world_size: int = 1) -> None:
+    """Check what the unfinished stages of a run need; reads headers, tokenizers and prompts, no weights.
+
+    Raises:
+        ConfigError: the first thing that is wrong, with value, constraint and fix.
+    """
+    stages = unfinished_stages(config, run_dir)
+    if not stages:
+        return
+    check_processes(config, world_size)
+    with user_input():
+        check_source(config, source, stages)
+        files = {root: ModelFiles.read(config, root) for root in roots(config, stages)}
+        for model in files.values():
+            model.check_stages(config, source, stages)
+    params = {root: model.num_params for root, model in files.items()}
+    need_bytes = run_bytes(
+        config,
+        stages,
+        num_params=params.get("base", 0),
+        student_params=params.get("student", 0),
+        compute_bytes=compute_dtype(config, device).itemsize,
+    )
+    check_directory(run_dir, need_bytes)
+
+
+def unfinished_stages(config: Config, run_dir: Path) -> tuple[str, ...]:
+    """The stages without a result, in order."""
+    return tuple(s for s in config.pipeline.stages if not (stage_directory(run_dir, s) / "result.json").exists())
+
+
+def roots(config: Config, stages: Collection[str]) -> list[str]:
+    """The models of [model] that these stages start from in the end, or evaluate: `base`, `student`."""
+    students = [stage for stage in stages if stage in STUDENT_STAGES]
+    base = ["base"] if len(students) < len(stages) else []
+    evaluated = "evaluation" in stages and not STUDENT_STAGES.isdisjoint(config.pipeline.stages)
+    return [*base, "student"] if students or evaluated else base
+
+
+def check_source(config: Config, source: Source, stages: Collection[str]) -> None:
+    """General data where a stage needs them; rewards for every kind of prompt; gold answers that score 1."""
+    prompts = source.prompts("train")
+    for stage in stages:
+        view = config.for_stage(stage)
+        try:
+            if (stage == "rejection" and view.rejection.general_share) or stage == "reward_models":
+                source.general_examples(1, 0)
+            if stage in ("sft_1", "sft_2", "distill") and view.sft.general_share:
+                source.general_examples(1, 0)
+        except ValueError as error:
+            raise ConfigError(f"stages.{stage}: {error}") from None
+        if stage in RL_STAGES:
+            general = source.general_prompts("train") if any(values(view.rl.general_prompts_per_step)) else []
+            if any(values(view.rl.general_prompts_per_step)) and not general:
+                raise ConfigError(
+                    f"stages.{stage}.general_prompts_per_step = {view.rl.general_prompts_per_step} but data.source = "
+                    f"{config.data.source!r} has no general prompts; set it to 0"
+                )
+            _check_kinds(view, stage, [*prompts, *general])
+            _check_gold(view, prompts[:NUM_GOLDS])
+
+
+def _check_kinds(config: Config, stage: str, prompts: Iterable[Prompt]) -> None:
+    for prompt in prompts:
+        table = config.rewards.get(prompt.kind)
+        if table is None:
+            raise ConfigError(
+                f"prompt {prompt.id!r} is of kind {prompt.kind!r}, for which stage {stage} has no rewards (it has "
+                f"{', '.join(sorted(config.rewards)) or 'none'}); add [rewards.{prompt.kind}], or drop such prompts"
+            )
+        if "language" in table and prompt.language not in SUPPORTED:
+            raise ConfigError(
+                f"prompt {prompt.id!r} is in language {prompt.language!r}, and the reward rewards.{prompt.kind}."
+                f"language knows only {', '.join(SUPPORTED)}; drop that reward (not only its weight), or such prompts"
+            )
+
+
+def _check_gold(config: Config, prompts: list[Prompt]) -> None:
+    rules = {
+        kind: {name: weight for name, weight in table.items() if name not in MODEL_REWARDS}
+        for kind, table in config.rewards.items()
+    }
+    scorer = Scorer(rules)
+    try:
+        scorer.check_gold(prompts)
+    finally:
+        scorer.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """A model of [model] as its files describe it. `num_params` is 0 and `window` None where they do not say."""
+
+    root: str
+    name: str
+    tokenizer: Any
+    own_template: Any
+    window: int | None
+    num_params: int
+
+    @staticmethod
+    def read(config: Config, root: str) -> ModelFiles:
+        """Read it; ValueError for files that are missing, truncated, or without an end token."""
+        model = config.model
+        name, path, gguf_file = _named(config, root)
+        described = describe(config, root)
+        files = check_checkpoint(path) if isinstance(path, Path) and not gguf_file else None
+        tokenizer = load_tokenizer(path, gguf_file=gguf_file, trust_remote_code=model.trust_remote_code)
+        try:
+            eos_token_ids(tokenizer, _generation_config(path), described)
+        except ValueError as error:
+            raise ConfigError(f"model {name!r}: {error}") from None
+        return ModelFiles(
+            root=root,
+            name=name,
+            tokenizer=tokenizer,
+            own_template=tokenizer.chat_template,
+            window=getattr(described.get_text_config(), "max_position_embeddings", None),
+            num_params=files.num_params if files else 0,
+        )
+
+    def check_stages(self, config: Config, source: Source, stages: Iterable[str]) -> None:
+        """Each stage that starts from this model in the end: its template exists, its prompts fit the window."""
+        longest: dict[tuple[str, bool], Prompt] = {}
+        for stage in stages:
+            if self.root not in roots(config, [stage]):
+                continue
+            template = self.set_template(config, stage)
+            for key, limit, general in _limits(config.for_stage(stage), stage):
+                if (template, general) not in longest:
+                    longest[template, general] = self.longest(_prompts(source, general))
+                prompt = longest[template, general]
+                num_tokens = len(prompt.token_ids)
+                if self.window is not None and num_tokens + limit > self.window:
+                    room = self.window - num_tokens
+                    fix = f"lower it to at most {room}, or drop the prompt" if room > 0 else "drop the prompt"
+                    raise ConfigError(
+                        f"{key} = {limit}: prompt {prompt.id!r} has {num_tokens} tokens in template {template!r}, "
+                        f"together {num_tokens + limit}, and model {self.name!r} has a window of {self.window}; {fix}"
+                    )
+
+    def set_template(self, config: Config, stage: str) -> str:
+        """Give the tokenizer the template of a stage, and return its name."""
+        name = "chat" if stage in CONVERSATIONAL else config.model.template
+        embedded = config.data.source == "tiny"
+        self.tokenizer.chat_template = self.own_template
+        if name == "chat" and not embedded and not self.own_template:
+            asks, other = "model.template = 'chat'", "--model.template r1_zero"
+            if stage in CONVERSATIONAL:
+                asks, other = f"stage {stage}", "--pipeline.stages without it"
+            raise ConfigError(
+                f"{asks} needs a tokenizer with a chat template, and that of model {self.name!r} has none: give a "
+                f"model that has one (chat_template.jinja in its directory), or {other}"
+            )
+        set_template(self.tokenizer, name, embedded=embedded)
+        return name
+
+    def longest(self, prompts: list[Prompt]) -> Prompt:
+        """The prompt with most tokens in the tokenizer's template, written in it."""
+        lengths = [len(ids) for ids in self.tokenizer([p.text for p in prompts], add_special_tokens=False)["input_ids"]]
+        order = sorted(range(len(prompts)), key=lambda n: -lengths[n])[:LONGEST]
+        return max(write_prompts([prompts[n] for n in order], self.tokenizer), key=lambda p: len(p.token_ids))
+
+
+def describe(config: Config, root: str) -> Any:
+    """The Hugging Face config of `base` or `student`; ValueError where there is none."""
+    name, path, gguf_file = _named(config, root)
+    if isinstance(path, Path):
+        if gguf_file and not (path / gguf_file).is_file():
+            raise ConfigError(f"model.gguf_file = {gguf_file!r}: no such file in {path}")
+        if not gguf_file:
+            read_json(path / "config.json", f"{path} is no Hugging Face checkpoint")
+    options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
+    options |= {"trust_remote_code": config.model.trust_remote_code, "local_files_only": isinstance(path, Path)}
+    try:
+        return AutoConfig.from_pretrained(str(path), **options)
+    except (OSError, ValueError) as error:
+        fix = "its config.json" if isinstance(path, Path) else "a hub id that can be reached, or --model DIRECTORY"
+        raise ConfigError(f"model {name!r} cannot be read ({str(error).splitlines()[0]}); check {fix}") from error
+
+
+def _named(config: Config, root: str) -> tuple[str, str | Path, str]:
+    """Name, path and GGUF file of `base` or `student`."""
+    model = config.model
+    name, gguf_file = (model.path, model.gguf_file) if root == "base" else (model.student, "")
+    return name, model_path(name), gguf_file
+
+
+def _prompts(source: Source, general: bool) -> list[Prompt]:
+    read = source.general_prompts if general else source.prompts
+    return [*read("train"), *read("dev"), *read("held_out")]
+
+
+def _limits(config: Config, stage: str) -> Iterable[tuple[str, int, bool]]:
+    """The completion limits that a stage samples with: (key, tokens, whether general prompts too)."""
+    if stage in RL_STAGES:
+        limit = int(max(values(config.rl.max_tokens)))
+        yield f"stages.{stage}.max_tokens", limit, False
+        if any(values(config.rl.general_prompts_per_step)):
+            yield f"stages.{stage}.max_tokens", limit, True
+    if stage in ("cold_start", "rejection"):
+        yield f"{stage}.max_tokens", getattr(config, stage).max_tokens, False
+    if stage in ("base", "evaluation") or (stage in RL_STAGES and config.rl.dev_every_steps):
+        yield "evaluation.max_tokens", config.evaluation.max_tokens, False
+
+
+def _generation_config(path: str | Path) -> GenerationConfig | None:
+    if isinstance(path, Path) and not (path / "generation_config.json").exists():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(str(path), local_files_only=isinstance(path, Path))
+    except OSError:  # a hub model without one
+        return None
