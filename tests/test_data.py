@@ -67,7 +67,8 @@ def test_a_short_file_keeps_half_for_training(tmp_path: Path) -> None:
     [
         ("{", "line 2: not JSON"),
         ("[1]", "line 2: a list"),
-        ('{"prompt": "a"}', 'line 2: "answer"'),
+        ('{"prompt": "a"}', 'line 2: no "answer"'),
+        ('{"answer": "1"}', 'line 2: no "prompt"'),
         ('{"prompt": "a", "answer": " "}', 'line 2: "answer"'),
         ('{"prompt": "a", "answer": true}', 'line 2: "answer"'),
         ('{"prompt": "", "answer": "1"}', 'line 2: "prompt"'),

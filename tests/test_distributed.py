@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from r1fast import distributed
-from r1fast.distributed import Ranks, idle_gpu_hint, lock_run_dir, merge, start
+from r1fast.config import ConfigError
+from r1fast.distributed import Ranks, RunDirectoryInUse, idle_gpu_hint, lock_holder, lock_run_dir, merge, start
 
 ENVIRONMENT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 
@@ -105,10 +106,13 @@ def test_a_device_that_is_not_there_is_refused(name: str, message: str) -> None:
 
 def test_the_lock_names_its_holder_and_is_given_back(tmp_path: Path) -> None:
     first = lock_run_dir(tmp_path / "run")
-    with pytest.raises(RuntimeError, match=f"in use by process {os.getpid()}"):
+    with pytest.raises(RunDirectoryInUse, match=f"in use by process {os.getpid()}"):
         lock_run_dir(tmp_path / "run", wait_s=0)
     other = lock_run_dir(tmp_path / "run", rank=1)
+    assert lock_holder(tmp_path / "run") == str(os.getpid())
     first.close()
+    assert lock_holder(tmp_path / "run") is None
+    assert lock_holder(tmp_path / "nothing") is None
     lock_run_dir(tmp_path / "run").close()
     other.close()
 
@@ -117,7 +121,7 @@ def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
     code = f"from r1fast.distributed import *; f = lock_run_dir({str(tmp_path)!r}); print('held', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-        with pytest.raises(RuntimeError, match=f"process {holder.pid}"):
+        with pytest.raises(RunDirectoryInUse, match=f"process {holder.pid}"):
             lock_run_dir(tmp_path, wait_s=0)
         holder.kill()
     lock_run_dir(tmp_path).close()
@@ -130,6 +134,12 @@ def test_a_holder_that_ends_is_waited_for_aloud(tmp_path: Path, capsys: pytest.C
     lock_run_dir(tmp_path, wait_s=60).close()
     end.join()
     assert f"in use by process {os.getpid()}; waiting 60 s" in capsys.readouterr().err
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot be written to \(Not a directory\); choose another with --run\.dir"):
+        lock_run_dir(tmp_path / "file" / "run")
 
 
 def test_idle_gpus_are_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import copy_teacher, edit_json
+from safetensors.torch import load_file, save_file
 from tiny_model import EOS, NUM_VOCAB, random_sequences, tiny_config, tiny_policy, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GraniteConfig, GraniteForCausalLM, LlamaForCausalLM
 
@@ -114,6 +116,34 @@ def test_model_without_an_end_is_refused() -> None:
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="no end-of-sequence token"):
         Policy.wrap(LlamaForCausalLM(config), tokenizer)
+
+
+def test_a_missing_weight_is_not_drawn_at_random(tmp_path: Path) -> None:
+    directory = copy_teacher(tmp_path / "model")
+    weights = load_file(directory / "model.safetensors")
+    del weights["model.layers.0.mlp.down_proj.weight"]
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"lacks 1 of the model's weights \(model\.layers\.0\.mlp\.down_proj\.weight\)"
+    ):
+        Policy.load(directory, device="cpu", dtype=torch.float32)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    directory = copy_teacher(tmp_path / "model")
+    edit_json(directory / "config.json", lambda fields: fields.update(intermediate_size=256))
+    with pytest.raises(ValueError, match=r"has shape \[128, 512\], by the config it should have \[128, 256\]"):
+        Policy.load(directory, device="cpu", dtype=torch.float32)
+    assert "LOAD REPORT" not in capfd.readouterr().err  # the message stands alone
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    directory = copy_teacher(tmp_path / "model")
+    (directory / name).write_text('{"version": ', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"download (it|them) again") as error:
+        Policy.load(directory, device="cpu", dtype=torch.float32)
+    assert name in str(error.value)
 
 
 def test_every_end_token_counts() -> None:

@@ -74,18 +74,6 @@ def test_a_failure_is_not_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         main([*SHORT, "--run", str(tmp_path / "run")])
 
 
-def test_a_directory_in_use_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from r1fast.distributed import lock_run_dir
-
-    monkeypatch.setattr(lock_run_dir, "__kwdefaults__", {"wait_s": 0.0})
-    with lock_run_dir(tmp_path):
-        assert main([*SHORT, "--run", str(tmp_path)]) == 1
-    assert f"in use by process {os.getpid()}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("moment", "saved"), [("_collect", 1), ("_update", 2)])
 def test_sigterm_saves_and_the_same_command_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str, saved: int
 ) -> None:

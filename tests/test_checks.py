@@ -1,0 +1,43 @@
+"""Options against the number of processes; what holds between options alone is in test_options."""
+
+from __future__ import annotations
+
+import pytest
+
+from r1fast.checks import check_processes
+from r1fast.config import ConfigError
+from r1fast.options import parse
+
+
+def test_any_number_of_processes_that_all_have_work_will_do() -> None:
+    config = parse([]).config
+    for world_size in (1, 2, 3, 5, 7, 24):  # a batch of 24 prompts need not be divisible
+        check_processes(config, world_size)
+
+
+@pytest.mark.parametrize(
+    ("words", "world_size", "message"),
+    [
+        (
+            ["--stages.r1_zero.prompts_per_step", "3"],
+            4,
+            "stages.r1_zero.prompts_per_step: 3 prompts in a rollout for 4 processes would leave 1 of them without "
+            "work; start at most 3 processes, or raise it",
+        ),
+        (["--stages.r1_zero.prompts_per_step", "[[0, 8], [5, 2]]"], 4, "2 prompts in a rollout for 4 processes"),
+        (["--stages.sft_2.batch_size", "6"], 8, "stages.sft_2.batch_size: 6 sequences in a batch for 8 processes"),
+        (["--reward_model.batch_size", "1"], 2, "stages.reward_models.batch_size: 1 sequences"),
+        (["--stages.rl_1.advantage_scale", "batch_std"], 2, "stages.rl_1.advantage_scale = 'batch_std' with 2 proc"),
+    ],
+)
+def test_more_processes_than_work_are_refused(words: list[str], world_size: int, message: str) -> None:
+    config = parse(words).config
+    check_processes(config, 1)
+    with pytest.raises(ConfigError) as error:
+        check_processes(config, world_size)
+    assert message in str(error.value)
+
+
+def test_updates_of_one_rollout_count_together() -> None:
+    words = ["--rl.prompts_per_step", "2", "--stages.rl_2.prompts_per_step", "2", "--rl.updates_per_rollout", "4"]
+    check_processes(parse(words).config, 8)

@@ -1,0 +1,93 @@
+"""What preflight asks of a run, beyond the messages in test_bad_input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import copy_teacher, without_template
+
+from r1fast.config import STAGES, ConfigError
+from r1fast.context import stage_directory, write_json
+from r1fast.options import parse
+from r1fast.preflight import ModelFiles, check_run, roots, unfinished_stages
+from r1fast.start import open_source
+from r1fast.templates import write_prompts
+
+CPU = torch.device("cpu")
+
+
+def test_the_recipe_of_the_package_passes(tmp_path: Path) -> None:
+    for name in ("tiny", "smoke", "tiny-no-language"):
+        config = parse(["--recipe", name]).config
+        check_run(config, tmp_path / "run", open_source(config), device=CPU)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_unfinished_stages_are_asked(tmp_path: Path) -> None:
+    """A finished run whose model has moved away still prints its table."""
+    config = parse(["--recipe", "smoke", "--pipeline.stages", "base,r1_zero"]).config
+    gone = replace(config, model=replace(config.model, path="/no/such/model"))
+    assert unfinished_stages(config, tmp_path) == ("base", "r1_zero")
+    with pytest.raises(ConfigError, match="'/no/such/model' is not a directory"):
+        check_run(gone, tmp_path, open_source(config), device=CPU)
+    for stage in ("base", "r1_zero"):
+        write_json(stage_directory(tmp_path, stage) / "result.json", {"steps": 1})
+    assert unfinished_stages(config, tmp_path) == ()
+    check_run(gone, tmp_path, open_source(config), device=CPU)
+
+
+def test_the_models_that_stages_come_from() -> None:
+    config = parse([]).config
+    assert roots(config, STAGES) == ["base", "student"]
+    assert roots(config, ["distill"]) == ["student"]
+    assert roots(config, ["rl_1"]) == ["base"]
+    assert roots(config, ["evaluation"]) == ["base", "student"]
+    without = parse(["--pipeline.stages", "base,r1_zero,evaluation"]).config
+    assert roots(without, ["evaluation"]) == ["base"]
+
+
+def test_the_longest_prompt_is_the_longest(tmp_path: Path) -> None:
+    config = parse([]).config
+    prompts = open_source(config).prompts("train")
+    model = ModelFiles.read(config, "base")
+    model.set_template(config, "r1_zero")
+    longest = max(len(prompt.token_ids) for prompt in write_prompts(prompts, model.tokenizer))
+    assert len(model.longest(prompts).token_ids) == longest
+
+
+def test_a_stage_gets_its_own_template(tmp_path: Path) -> None:
+    config = parse([]).config
+    model = ModelFiles.read(config, "base")
+    assert model.set_template(config, "r1_zero") == "r1_zero"
+    zero = model.tokenizer.chat_template
+    assert model.set_template(config, "sft_1") == "chat"
+    assert "<instruction>" in zero and "<instruction>" not in model.tokenizer.chat_template
+
+
+def test_a_model_without_a_chat_template_may_run_r1_zero(tmp_path: Path) -> None:
+    directory = without_template(copy_teacher(tmp_path / "model"))
+    config = parse(["--pipeline.stages", "base,r1_zero"]).config
+    config = replace(config, model=replace(config.model, path=str(directory)))
+    check_run(config, tmp_path / "run", open_source(config), device=CPU)
+
+
+def test_a_missing_gguf_file_is_named(tmp_path: Path) -> None:
+    directory = copy_teacher(tmp_path / "model")
+    config = parse(["--pipeline.stages", "base,r1_zero"]).config
+    config = replace(config, model=replace(config.model, path=str(directory), gguf_file="x.gguf"))
+    with pytest.raises(ConfigError, match=r"model\.gguf_file = 'x\.gguf': no such file in .*model"):
+        check_run(config, tmp_path / "run", open_source(config), device=CPU)
+
+
+def test_a_hub_id_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    config = parse(["--pipeline.stages", "base,r1_zero"]).config
+    config = replace(config, model=replace(config.model, path="nobody/no-such-model"))
+    with pytest.raises(ConfigError) as error:
+        check_run(config, tmp_path / "run", open_source(config), device=CPU)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith("model 'nobody/no-such-model' cannot be read (")
+    assert str(error.value).endswith("check a hub id that can be reached, or --model DIRECTORY")
