@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-USAGE = """usage: r1fast COMMAND ...
-
-commands:
-  train    run or continue the R1 pipeline (r1fast train --help lists every option)
-  plan     print what a run would do, and exit: r1fast train --dry-run
-  report   write a run's report.html again, or one page of two runs (r1fast report --help)
-"""
+# Command -> the module whose `main` runs it, and what it does.
+COMMANDS = {
+    "train": ("r1fast.train", "run or continue the R1 pipeline (r1fast train --help lists every option)"),
+    "plan": ("r1fast.train", "print what a run would do, and exit: r1fast train --dry-run"),
+    "report": (
+        "r1fast.report.command",
+        "write a run's report.html again, or one page of two runs (r1fast report --help)",
+    ),
+    "chat": ("r1fast.chat", "talk to any model of a run, its thinking shown apart: r1fast chat RUN [--model NAME]"),
+    "doctor": (
+        "r1fast.doctor",
+        "what is installed, whether a recipe can run here, what is wrong with a run: r1fast doctor [--recipe R | RUN]",
+    ),
+}
+USAGE = "usage: r1fast COMMAND ...\n\ncommands:\n" + "".join(
+    f"  {name:<8} {summary}\n" for name, (_, summary) in COMMANDS.items()
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,18 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE, end="")
         return 0
     command, rest = arguments[0], arguments[1:]
-    if command == "plan":
-        command, rest = "train", [*rest, "--dry-run"]
-    if command == "report":
-        from r1fast.report.command import main as report
-
-        return report(rest)
-    if command != "train":
-        print(f"r1fast: unknown command {command!r}; the commands are train, plan, report", file=sys.stderr)
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        print(f"r1fast: unknown command {command!r}: {hint}the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    from r1fast.train import main as train
-
-    return train(rest)
+    if command == "plan":
+        rest = [*rest, "--dry-run"]
+    return int(import_module(COMMANDS[command][0]).main(rest))
 
 
 if __name__ == "__main__":

@@ -81,23 +81,7 @@ class RunContext:
 
     def load(self, origin: str, *, stage: str | None = None) -> Policy:
         """The model of a finished stage, or of [model] for `base` and `student`, with the template `stage` uses."""
-        config, model = self.config, self.config.model
-        trained = origin not in ("base", "student")
-        own = f"; delete {self.directory(origin)} to train it again" if trained else ""
-        with user_input(own):
-            named = model.path if origin == "base" else model.student
-            path = self.directory(origin) / "checkpoint" if trained else model_path(named)
-            policy = Policy.load(
-                path,
-                device=self.ranks.device,
-                dtype=compute_dtype(config, self.ranks.device),
-                gguf_file="" if trained or origin == "student" else model.gguf_file,
-                trust_remote_code=model.trust_remote_code,
-                gradient_checkpointing=config.optimizer.gradient_checkpointing,
-            )
-            name = "chat" if (stage or origin) in CONVERSATIONAL else model.template
-            set_template(policy.tokenizer, name, embedded=config.data.source == "tiny")
-        return policy
+        return load_model(self.config, self.run_dir, origin, self.ranks.device, stage=stage)
 
     def prompts(self, policy: Policy, prompts: list[Prompt]) -> list[Prompt]:
         """The prompts with token ids for a policy's tokenizer and template."""
@@ -172,6 +156,35 @@ class RunContext:
 def stage_directory(run_dir: Path, stage: str) -> Path:
     """`stages/NN-NAME`, numbered by the order in which R1 runs them."""
     return run_dir / "stages" / f"{list(STAGES).index(stage):02d}-{stage}"
+
+
+def load_model(config: Config, run_dir: Path, origin: str, device: torch.device, *, stage: str | None = None) -> Policy:
+    """The model of a finished stage, or of [model] for `base` and `student`, with the template `stage` uses.
+
+    Raises:
+        ConfigError: it is not there, damaged, or of a kind that cannot be trained.
+    """
+    model = config.model
+    trained = origin not in ("base", "student")
+    folder = stage_directory(run_dir, origin) if trained else run_dir
+    with user_input(f"; delete {folder} to train it again" if trained else ""):
+        path = folder / "checkpoint" if trained else model_path(model.path if origin == "base" else model.student)
+        policy = Policy.load(
+            path,
+            device=device,
+            dtype=compute_dtype(config, device),
+            gguf_file="" if trained or origin == "student" else model.gguf_file,
+            trust_remote_code=model.trust_remote_code,
+            gradient_checkpointing=config.optimizer.gradient_checkpointing,
+        )
+        name = "chat" if (stage or origin) in CONVERSATIONAL else model.template
+        set_template(policy.tokenizer, name, embedded=config.data.source == "tiny")
+    return policy
+
+
+def local_device(config: Config) -> torch.device:
+    """Where one process without others computes: the GPU, unless there is none or [run] device says cpu."""
+    return torch.device("cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:

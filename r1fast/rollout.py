@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,19 @@ class RolloutEngine:
             generation.admit()
             generation.step()
         return generation.rollouts()
+
+    @torch.no_grad()
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[int]:
+        """The token ids of `generate([prompt], 1, sampling)`, each as soon as it is drawn; raises like it."""
+        _check_prompts([prompt], self.policy, sampling)
+        generation = _Generation(self.policy, [prompt], 1, sampling, rows=self.rows, seed=self.seed)
+        generation.admit()
+        while True:
+            yield int(generation.history[-1].drawn.token[0])
+            if not generation.unfinished:
+                generation.rollouts()  # raises for logits that are not finite
+                return
+            generation.step()
 
 
 @dataclass(frozen=True)

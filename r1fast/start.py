@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from transformers.utils.logging import disable_progress_bar
 
 from r1fast.config import Config, user_input
 from r1fast.console import Console
-from r1fast.context import RunContext, compute_dtype
+from r1fast.context import RunContext, compute_dtype, local_device
 from r1fast.distributed import Ranks, idle_gpu_hint
 from r1fast.metrics import MetricsLog
 from r1fast.plan import ModelSize, Plan, make_plan, probe_speed
@@ -66,7 +65,7 @@ def plan_of(config: Config) -> Plan:
     Raises:
         ConfigError: a model is not there.
     """
-    device = torch.device("cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device = local_device(config)
     dtype = compute_dtype(config, device)
     with user_input():
         sizes = {root: ModelSize.of(describe(config, root)) for root in roots(config, config.pipeline.stages)}

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,17 +80,25 @@ def write_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[Prompt]:
         token_ids = tuple(int(token) for token in tokenizer.encode(text, add_special_tokens=False))
         if not token_ids:
             raise ValueError(f"prompt {prompt.id!r} has no tokens: {prompt.text!r}")
-        metadata = prompt.metadata
-        if _OPEN_CHAIN.search(text):
-            metadata = {**metadata, RESPONSE_PREFIX: THINK}
+        prefix = response_prefix(text)
+        metadata = {**prompt.metadata, RESPONSE_PREFIX: prefix} if prefix else prompt.metadata
         written.append(replace(prompt, token_ids=token_ids, metadata=metadata))
     return written
 
 
 def render(question: str, tokenizer: Any) -> str:
     """The templated text of a question, up to where the answer starts."""
-    messages = [{"role": "user", "content": question}]
-    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    return render_messages([{"role": "user", "content": question}], tokenizer)
+
+
+def render_messages(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> str:
+    """The templated text of a conversation that ends in a question, up to where the answer starts."""
+    return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+
+
+def response_prefix(text: str) -> str:
+    """The `<think>` that a templated text ends in, as part of the answer; empty without one."""
+    return THINK if _OPEN_CHAIN.search(text) else ""
 
 
 def _read(name: str) -> str:

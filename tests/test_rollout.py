@@ -212,3 +212,16 @@ def test_weights_that_diverged_are_named() -> None:
         cast(Tensor, policy.module.get_input_embeddings().weight).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="'p0'"):
         _generate(policy, _prompts(2), 2, _sampling())
+
+
+@pytest.mark.parametrize("max_tokens", [1, 12, 300])
+def test_a_stream_is_the_sample_of_generate(policy: Policy, max_tokens: int) -> None:
+    for prompt in _prompts(4):
+        (whole,) = _generate(policy, [prompt], 1, _sampling(max_tokens))
+        stream = RolloutEngine(policy, rows=16, seed=0).stream(prompt, _sampling(max_tokens))
+        assert list(stream) == whole.token_ids.tolist()
+
+
+def test_a_stream_checks_like_generate(policy: Policy) -> None:
+    with pytest.raises(ValueError, match="the model has 512 positions"):
+        next(RolloutEngine(policy, rows=16, seed=0).stream(_prompts(1)[0], _sampling(512)))

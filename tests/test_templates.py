@@ -10,7 +10,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from r1fast.records import Prompt
-from r1fast.templates import INSTRUCTION, RESPONSE_PREFIX, render, set_template, write_prompts
+from r1fast.templates import (
+    INSTRUCTION,
+    RESPONSE_PREFIX,
+    render,
+    render_messages,
+    response_prefix,
+    set_template,
+    write_prompts,
+)
 from r1fast.tiny.tokenizer import build_tokenizer
 
 
@@ -80,6 +88,19 @@ def test_write_prompts_notes_an_opened_chain(tokenizer: Any, tmp_path: Path) -> 
     set_template(tokenizer, "none")
     with pytest.raises(ValueError, match="no tokens"):
         write_prompts([Prompt(id="a", text="", token_ids=())], tokenizer)
+
+
+def test_a_conversation_in_a_template(tokenizer: Any) -> None:
+    set_template(tokenizer, "chat")
+    turns = [("user", "one"), ("assistant", "two"), ("user", "three")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    assert render_messages(messages, tokenizer) == "[user]one[assistant]two[user]three[assistant]"
+    assert render_messages(messages[:1], tokenizer) == render("one", tokenizer)
+
+
+@pytest.mark.parametrize(("text", "prefix"), [("a <think>\n", "<think>"), ("a <think> b", ""), ("a", "")])
+def test_what_a_template_begins_the_answer_with(text: str, prefix: str) -> None:
+    assert response_prefix(text) == prefix
 
 
 def test_the_smollm2_template_shows_three_examples(tokenizer: Any) -> None:
