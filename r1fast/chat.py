@@ -14,7 +14,8 @@ from transformers.utils.logging import disable_progress_bar
 from r1fast.config import Config, ConfigError, user_input
 from r1fast.context import CONVERSATIONAL, load_model, local_device
 from r1fast.conversation import Conversation, Options, Part
-from r1fast.run_models import RunModel, choose_model, open_config, run_models
+from r1fast.run_dir import open_config
+from r1fast.run_models import RunModel, choose_model, run_models
 from r1fast.start import open_source
 
 STYLES: dict[Part, str] = {"thinking": "dim italic", "answer": ""}

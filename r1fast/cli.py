@@ -17,7 +17,7 @@ COMMANDS = {
     ),
     "chat": ("r1fast.chat", "talk to any model of a run, its thinking shown apart: r1fast chat RUN [--model NAME]"),
     "doctor": (
-        "r1fast.doctor",
+        "r1fast.doctor.command",
         "what is installed, whether a recipe can run here, what is wrong with a run: r1fast doctor [--recipe R | RUN]",
     ),
 }

@@ -13,13 +13,14 @@ import torch
 
 from r1fast.atomic import atomic_directory, atomic_file, whole_lines
 from r1fast.checkpoint import StateFolder
-from r1fast.config import STAGES, Config, user_input
+from r1fast.config import Config, user_input
 from r1fast.console import Console
 from r1fast.distributed import Ranks
 from r1fast.metrics import MetricsLog, read_metrics
 from r1fast.models import model_path
 from r1fast.policy import Policy
 from r1fast.records import Prompt, ScoredRollout
+from r1fast.run_dir import stage_directory
 from r1fast.samples import Decoder, sample_row
 from r1fast.source import Source
 from r1fast.stop import StopRequest
@@ -151,11 +152,6 @@ class RunContext:
         except (ValueError, TypeError) as error:  # only a disk that returns something else: it was written whole
             self.console.warn(f"{path} is corrupt ({error}): {stage} counts as unfinished and runs again")
             return None
-
-
-def stage_directory(run_dir: Path, stage: str) -> Path:
-    """`stages/NN-NAME`, numbered by the order in which R1 runs them."""
-    return run_dir / "stages" / f"{list(STAGES).index(stage):02d}-{stage}"
 
 
 def load_model(config: Config, run_dir: Path, origin: str, device: torch.device, *, stage: str | None = None) -> Policy:

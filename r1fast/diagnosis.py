@@ -1,6 +1,7 @@
 """Why learning stalls: the run's own figures read the way an experienced person would read them.
 
 Pure: no state, no files. Quantities are those of a stage's lines in `metrics.jsonl`, without the `STAGE/` prefix.
+`why_stalled` reads the last rollouts while a stage runs; `r1fast.doctor` reads whole stages with the same causes.
 """
 
 from __future__ import annotations
@@ -23,28 +24,40 @@ def why_stalled(history: Sequence[Mapping[str, Any]], *, max_grad_norm: float = 
     number is always reported. Ask now and then, not after every step: the same finding stands for a while.
     max_grad_norm: the run's gradient clipping, 0 for none.
     """
-    window = _Window(_last_rollouts([_quantities(line) for line in history]), max_grad_norm)
-    broken = _not_finite(window)
+    window = Window(_last_rollouts([quantities(line) for line in history]), max_grad_norm)
+    broken = not_finite(window)
     if broken:
         return [broken]
     rewards = window.values("reward")
     if len(rewards) < MIN_ROLLOUTS:
         return []
-    earlier, later, noise = _halves(rewards)
+    middle = len(rewards) // 2
+    earlier, later, noise = compare(rewards[:middle], rewards[middle:])
     if later - earlier > noise or window.mean(*ACCURACY, default=0.0) >= SOLVED:
         return []
-    found = [text for cause in _CAUSES if (text := cause(window))]
     return [
         f"the reward does not rise: {earlier:.3f} -> {later:.3f} over the last {len(rewards)} rollouts",
-        *(found or ["none of the usual causes shows; try a higher lr, more prompts per step or more steps"]),
+        *(causes(window) or [NO_CAUSE]),
     ]
 
 
+def causes(window: Window, recent: Window | None = None) -> list[str]:
+    """What keeps a stage from learning, each with figures and a fix; empty where all looks well.
+
+    Shares are read in `recent` (default: the window), trends over the whole window.
+    """
+    found = [cause(recent or window) for cause in _SHARES] + [cause(window) for cause in _TRENDS]
+    return [text for text in found if text]
+
+
 ACCURACY = ("accuracy", "gym")
+NO_CAUSE = "none of the usual causes shows; try a higher lr, more prompts per step or more steps"
 
 
 @dataclass(frozen=True)
-class _Window:
+class Window:
+    """Consecutive lines of a stage, as `quantities` gives them; `max_grad_norm`: the clipping, 0 for none."""
+
     lines: Sequence[Mapping[str, float]]
     max_grad_norm: float
 
@@ -62,7 +75,8 @@ class _Window:
         return sum(values) / len(values) if values else default
 
 
-def _quantities(line: Mapping[str, Any]) -> dict[str, float]:
+def quantities(line: Mapping[str, Any]) -> dict[str, float]:
+    """A line's values without the stage's name before them."""
     prefix = f"{line.get('stage', '')}/"
     return {key.removeprefix(prefix): value for key, value in line.items() if key not in ("stage", "step")}
 
@@ -73,18 +87,17 @@ def _last_rollouts(lines: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str
     return lines[rollouts[-WINDOW] :] if len(rollouts) > WINDOW else lines
 
 
-def _halves(values: Sequence[float]) -> tuple[float, float, float]:
-    """Means of the earlier and the later half, and the standard error of their difference."""
-    middle = len(values) // 2
-    parts = values[:middle], values[middle:]
-    earlier, later = (sum(part) / len(part) for part in parts)
+def compare(earlier: Sequence[float], later: Sequence[float]) -> tuple[float, float, float]:
+    """Means of two series of a noisy quantity, and the standard error of their difference."""
+    means = [sum(part) / len(part) for part in (earlier, later)]
     variance = 0.0
-    for part, mean in zip(parts, (earlier, later), strict=True):
+    for part, mean in zip((earlier, later), means, strict=True):
         variance += sum((value - mean) ** 2 for value in part) / max(1, len(part) - 1) / len(part)
-    return earlier, later, math.sqrt(variance)
+    return means[0], means[1], math.sqrt(variance)
 
 
-def _not_finite(window: _Window) -> str | None:
+def not_finite(window: Window) -> str | None:
+    """The first quantity that is no number any more, and what to do."""
     for name in ("loss", "kl", "grad_norm", "ratio_max"):
         values = window.values(name)
         if values and not math.isfinite(values[-1]):
@@ -95,9 +108,9 @@ def _not_finite(window: _Window) -> str | None:
     return None
 
 
-def _zero_variance(window: _Window) -> str | None:
+def _zero_variance(window: Window) -> str | None:
     share = window.mean("zero_variance")
-    if not share >= 0.5:
+    if not share >= 0.5 or window.mean(*ACCURACY, default=0.0) >= SOLVED:
         return None
     accuracy = window.mean(*ACCURACY, "reward")
     if accuracy >= 0.5:
@@ -110,7 +123,7 @@ def _zero_variance(window: _Window) -> str | None:
     )
 
 
-def _truncation(window: _Window) -> str | None:
+def _truncation(window: Window) -> str | None:
     share, length = window.mean("truncated"), window.mean("length")
     if share >= 0.9:
         return (
@@ -125,7 +138,7 @@ def _truncation(window: _Window) -> str | None:
     return None
 
 
-def _format(window: _Window) -> str | None:
+def _format(window: Window) -> str | None:
     share, lenient = window.mean("format"), window.mean("accuracy_any")
     if not share < 0.5:
         return None
@@ -136,7 +149,7 @@ def _format(window: _Window) -> str | None:
     )
 
 
-def _unparsed(window: _Window) -> str | None:
+def _unparsed(window: Window) -> str | None:
     counts: dict[str, float] = {}
     for line in window.lines:
         for key, value in line.items():
@@ -158,7 +171,7 @@ def _unparsed(window: _Window) -> str | None:
     return None
 
 
-def _kl(window: _Window) -> str | None:
+def _kl(window: Window) -> str | None:
     values = window.values("kl")
     if not values or max(values[-3:]) < 0.5 or values[-1] < 3 * max(values[0], 1e-3):
         return None
@@ -168,27 +181,48 @@ def _kl(window: _Window) -> str | None:
     )
 
 
-def _entropy(window: _Window) -> str | None:
+def _frozen(window: Window) -> str | None:
+    values = window.values("kl")
+    if len(values) < MIN_ROLLOUTS or max(values) >= 1e-5:
+        return None
+    return (
+        f"the policy has hardly moved: KL to the reference is {max(values):.1g} nats a token at most; raise lr (it is "
+        f"{window.mean('lr'):.1g}), lower kl_coef, or loosen max_grad_norm"
+    )
+
+
+def _entropy(window: Window) -> str | None:
     values = window.values("entropy")
-    if not values or values[-1] >= 0.02:
+    if not values or window.mean(*ACCURACY, default=0.0) >= SOLVED:
         return None
+    if values[-1] < 0.02:
+        return (
+            f"entropy is {values[-1]:.3f} nats a token: samples of a group are nearly the same; raise the temperature "
+            "or clip_high, or set entropy_coef"
+        )
+    if values[-1] >= max(1.0, 2 * values[0]):
+        return (
+            f"entropy grew from {values[0]:.2f} to {values[-1]:.2f} nats a token: the policy becomes random; lower lr "
+            "or entropy_coef"
+        )
+    return None
+
+
+def _logp_gap(window: Window) -> str | None:
+    values = window.values("logp_gap")
+    third = len(values) // 3
+    first, last, _ = compare(values[:third], values[-third:]) if third else (math.nan, math.nan, math.nan)
+    grows = last >= 0.02 and last >= 3 * first
+    if not (window.mean("logp_gap") >= 0.05 or grows):
+        return None
+    what = f"grew from {first:.3f} to {last:.3f}" if grows else f"is {window.mean('logp_gap'):.3f}"
     return (
-        f"entropy is {values[-1]:.3f} nats a token: samples of a group are nearly the same; raise the temperature or "
-        "clip_high, or set entropy_coef"
+        f"the log-prob gap between rollout and trainer {what} nats a token (in one precision below 0.001, in bfloat16 "
+        'about 0.01): samples are not from this policy; check the dtypes, lower lr, or set correction = "truncate"'
     )
 
 
-def _logp_gap(window: _Window) -> str | None:
-    gap = window.mean("logp_gap")
-    if not gap >= 0.05:
-        return None
-    return (
-        f"rollout and trainer differ by {gap:.3f} nats a token (in one precision below 0.001, in bfloat16 about 0.01): "
-        'samples are not from this policy; check the dtypes, or set correction = "truncate"'
-    )
-
-
-def _clipped_gradients(window: _Window) -> str | None:
+def _clipped_gradients(window: Window) -> str | None:
     values, limit = window.values("grad_norm"), window.max_grad_norm
     clipped = sum(value > limit for value in values) if limit else 0
     if not values or clipped < 0.8 * len(values):
@@ -202,7 +236,7 @@ def _clipped_gradients(window: _Window) -> str | None:
     )
 
 
-def _clipped_ratios(window: _Window) -> str | None:
+def _clipped_ratios(window: Window) -> str | None:
     share = window.mean("clip_low", default=0.0) + window.mean("clip_high", default=0.0)
     if share < 0.3:
         return None
@@ -212,14 +246,6 @@ def _clipped_ratios(window: _Window) -> str | None:
     )
 
 
-_CAUSES: tuple[Callable[[_Window], str | None], ...] = (
-    _zero_variance,
-    _truncation,
-    _format,
-    _unparsed,
-    _kl,
-    _entropy,
-    _logp_gap,
-    _clipped_ratios,
-    _clipped_gradients,
-)
+_Cause = Callable[[Window], str | None]
+_SHARES: tuple[_Cause, ...] = (_zero_variance, _truncation, _format, _unparsed, _clipped_ratios)
+_TRENDS: tuple[_Cause, ...] = (_kl, _frozen, _entropy, _logp_gap, _clipped_gradients)

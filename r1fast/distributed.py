@@ -224,20 +224,6 @@ def _locked(file: IO[str]) -> bool:
     return True
 
 
-def lock_holder(path: str | Path) -> str | None:
-    """The process id of the run that holds `path` now, as text; None when nobody does. Changes nothing."""
-    try:
-        file = (Path(path) / ".lock").open(encoding="utf-8")
-    except OSError:
-        return None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return file.read().strip() or "unknown"
-    return None
-
-
 def idle_gpu_hint(ranks: Ranks) -> str | None:
     """One line on how to use GPUs that this run leaves idle, or None."""
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

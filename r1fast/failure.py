@@ -19,7 +19,7 @@ def write_failure(run_dir: Path, stage: str, error: BaseException) -> None:
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
         "stage": stage,
         "error": f"{type(error).__name__}: {error}",
-        "where": f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "",
+        "where": f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "",
     }
     # A full disk is a likely reason to be here, and the error itself is on its way to the user.
     with contextlib.suppress(OSError), (run_dir / FAILURE_FILE).open("x", encoding="utf-8") as file:

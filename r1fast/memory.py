@@ -85,6 +85,21 @@ def process_bytes(pid: int) -> int:
         return 0
 
 
+def available_bytes() -> int:
+    """Memory that new processes can have without swapping; within a container its limit counts."""
+    available = int(psutil.virtual_memory().available)
+    groups = Path("/sys/fs/cgroup")
+    for limit, used in (  # version 2, version 1
+        (groups / "memory.max", groups / "memory.current"),
+        (groups / "memory" / "memory.limit_in_bytes", groups / "memory" / "memory.usage_in_bytes"),
+    ):
+        try:
+            available = min(available, int(limit.read_text()) - int(used.read_text()))
+        except (OSError, ValueError):  # not this version, or no limit ("max")
+            continue
+    return available
+
+
 def process_tree(root: int) -> Iterator[int]:
     """`root` and all its descendants that run now."""
     if not Path(f"/proc/self/task/{os.getpid()}/children").exists():  # not Linux, or a kernel without that option

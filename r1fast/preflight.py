@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from transformers import AutoConfig, GenerationConfig
 
 from r1fast.checks import MODEL_REWARDS, STUDENT_STAGES, check_processes
 from r1fast.config import RL_STAGES, Config, ConfigError, user_input
-from r1fast.context import CONVERSATIONAL, compute_dtype, stage_directory
+from r1fast.context import CONVERSATIONAL, compute_dtype
 from r1fast.disk import check_directory, run_bytes
 from r1fast.models import check_checkpoint, model_path, read_json
 from r1fast.policy import eos_token_ids, load_tokenizer
 from r1fast.records import Prompt
 from r1fast.rewards.language import SUPPORTED
+from r1fast.run_dir import unfinished_stages
 from r1fast.schedule import values
 from r1fast.scorer import Scorer
 from r1fast.source import Source
@@ -34,28 +35,36 @@ def check_run(config: Config, run_dir: Path, source: Source, *, device: torch.de
         ConfigError: the first thing that is wrong, with value, constraint and fix.
     """
     stages = unfinished_stages(config, run_dir)
-    if not stages:
-        return
-    check_processes(config, world_size)
+    if stages:
+        check_processes(config, world_size)
+        files = check_input(config, source, stages)
+        check_directory(run_dir, space_needed(config, stages, files, device))
+
+
+def check_input(config: Config, source: Source, stages: Collection[str]) -> dict[str, ModelFiles]:
+    """Check the data and the models that these stages start from; returns the latter by `base`, `student`.
+
+    Raises:
+        ConfigError: as `check_run`.
+    """
     with user_input():
         check_source(config, source, stages)
         files = {root: ModelFiles.read(config, root) for root in roots(config, stages)}
         for model in files.values():
             model.check_stages(config, source, stages)
+    return files
+
+
+def space_needed(config: Config, stages: Collection[str], files: Mapping[str, ModelFiles], device: torch.device) -> int:
+    """Bytes that these stages write; models whose files do not tell their size count nothing."""
     params = {root: model.num_params for root, model in files.items()}
-    need_bytes = run_bytes(
+    return run_bytes(
         config,
         stages,
         num_params=params.get("base", 0),
         student_params=params.get("student", 0),
         compute_bytes=compute_dtype(config, device).itemsize,
     )
-    check_directory(run_dir, need_bytes)
-
-
-def unfinished_stages(config: Config, run_dir: Path) -> tuple[str, ...]:
-    """The stages without a result, in order."""
-    return tuple(s for s in config.pipeline.stages if not (stage_directory(run_dir, s) / "result.json").exists())
 
 
 def roots(config: Config, stages: Collection[str]) -> list[str]:

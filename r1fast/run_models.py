@@ -9,8 +9,8 @@ from pathlib import Path
 
 from r1fast.checks import STUDENT_STAGES
 from r1fast.config import Config, ConfigError
-from r1fast.context import ROWS, stage_directory
-from r1fast.options import read_config
+from r1fast.context import ROWS
+from r1fast.run_dir import stage_directory
 
 # Asked for without a name: the first of these that is finished.
 PREFERRED = ("r1", "sft_2", "rl_1", "sft_1", "r1_zero", "student_rl", "student_distilled", "base")
@@ -23,20 +23,6 @@ class RunModel:
     name: str
     origin: str
     finished: bool
-
-
-def open_config(run_dir: Path) -> Config:
-    """The configuration that a run has written.
-
-    Raises:
-        ConfigError: there is no run; the message names those nearby.
-    """
-    path = run_dir / "config.toml"
-    if not path.exists():
-        beside = sorted(str(file.parent) for file in run_dir.parent.glob("*/config.toml"))[:5]
-        hint = f"; runs beside it: {', '.join(beside)}" if beside else "; give a run's directory, for example runs/tiny"
-        raise ConfigError(f"{run_dir} is no run: it has no config.toml{hint}")
-    return read_config(path)
 
 
 def run_models(config: Config, run_dir: Path) -> Mapping[str, RunModel]:

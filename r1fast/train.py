@@ -6,6 +6,7 @@ Exit codes: 0 done or saved on SIGTERM, 2 bad input, 1 failure.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -128,7 +129,7 @@ def _failed(config: Config, run_dir: Path, error: Exception) -> int:
     """Note how the run ended; a full disk is explained, anything else goes on as it is."""
     from r1fast.disk import is_disk_full
     from r1fast.failure import write_failure
-    from r1fast.preflight import unfinished_stages
+    from r1fast.run_dir import unfinished_stages
 
     stage = next(iter(unfinished_stages(config, run_dir)), "")
     write_failure(run_dir, stage, error)
@@ -187,7 +188,7 @@ def _claim(config: Config, run_dir: Path) -> None:
         return
     from r1fast.pipeline import versions
 
-    about = {**versions(), "command": " ".join(["python -m r1fast.train", *sys.argv[1:]])}
+    about = {**versions(), "command": shlex.join(["python", "-m", "r1fast.train", *sys.argv[1:]])}
     with atomic_file(path) as file:
         file.write(to_toml(config, about))
 

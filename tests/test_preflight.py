@@ -10,9 +10,10 @@ import torch
 from checkpoints import copy_teacher, without_template
 
 from r1fast.config import STAGES, ConfigError
-from r1fast.context import stage_directory, write_json
+from r1fast.context import write_json
 from r1fast.options import parse
-from r1fast.preflight import ModelFiles, check_run, roots, unfinished_stages
+from r1fast.preflight import ModelFiles, check_run, roots
+from r1fast.run_dir import stage_directory, unfinished_stages
 from r1fast.start import open_source
 from r1fast.templates import write_prompts
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from r1fast.config import Config, ConfigError
-from r1fast.context import ROWS, stage_directory, write_json
-from r1fast.options import parse, to_toml
-from r1fast.run_models import PREFERRED, choose_model, open_config, run_models
+from r1fast.context import ROWS, write_json
+from r1fast.options import parse
+from r1fast.run_dir import stage_directory
+from r1fast.run_models import PREFERRED, choose_model, run_models
 
 
 def finish(run_dir: Path, *stages: str) -> None:
@@ -56,13 +57,3 @@ def test_an_unfinished_model_is_refused(config: Config, tmp_path: Path) -> None:
         ConfigError, match=r"model 'r1': stage rl_2 is not finished.*finished are base, r1_zero, student"
     ):
         choose_model(run_models(config, tmp_path), "r1")
-
-
-def test_a_directory_that_is_no_run_names_those_beside_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"has no config\.toml; give a run's directory, for example runs/tiny"):
-        open_config(tmp_path / "tiny")
-    (tmp_path / "smoke").mkdir()
-    (tmp_path / "smoke" / "config.toml").write_text(to_toml(parse(["--recipe", "smoke"]).config), encoding="utf-8")
-    with pytest.raises(ConfigError, match=f"runs beside it: {tmp_path}/smoke"):
-        open_config(tmp_path / "tiny")
-    assert open_config(tmp_path / "smoke").run.name == "smoke"
