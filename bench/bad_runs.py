@@ -2,12 +2,14 @@
 
 `python -m bench.bad_runs [NAME ...]` starts each misconfiguration below on the embedded models, in a scratch directory,
 and keeps what the doctor reads (config.toml, metrics.jsonl, results, the note of a crash) in `tests/data/runs/NAME`,
-numbers rounded, times left out. The command of a recording is in its config.toml, under [about].
+numbers rounded, times left out. The command of a recording is in its config.toml, under [about]. `--good RUN` keeps a
+finished run beside them, on which the doctor must find nothing: its figures, which are many, are compressed.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import shlex
@@ -41,7 +43,7 @@ REWARD_MODELS = f"{SHORT} --pipeline.stages r1_zero,cold_start,sft_1,rl_1,reject
 
 # Name -> the options of the misconfigured run. The scratch directory has `model` (the embedded teacher) and its data.
 RUNS: dict[str, str] = {
-    "max_tokens_too_small": f"{RL} --rl.max_tokens 28",
+    "max_tokens_too_small": f"{RL} --rl.max_tokens 22",
     "lr_too_high": f"{RL} --rl.lr 1e-2 --rl.reference_refresh_steps 0 --data.num_held_out 64".replace(
         "stages r1_zero", "stages base,r1_zero,evaluation"
     ),
@@ -98,7 +100,8 @@ def keep(run_dir: Path, target: Path) -> None:
     """Copy what the doctor reads, in few digits."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    shutil.copy(run_dir / "config.toml", target)
+    text = (run_dir / "config.toml").read_text(encoding="utf-8")
+    (target / "config.toml").write_text(text.replace(str(run_dir), f"runs/{target.name}"), encoding="utf-8")
     if (run_dir / "failure.json").exists():
         shutil.copy(run_dir / "failure.json", target)
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -124,7 +127,16 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.bad_runs", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RUNS)} (default: all)")
-    names = parser.parse_args().names
+    parser.add_argument("--good", type=Path, metavar="RUN", help="record nothing, keep this finished run as `good`")
+    arguments = parser.parse_args()
+    names = arguments.names
+    if arguments.good is not None:
+        keep(arguments.good, RECORDINGS / "good")
+        metrics = RECORDINGS / "good" / "metrics.jsonl"
+        with gzip.GzipFile(f"{metrics}.gz", "wb", mtime=0) as file:
+            file.write(metrics.read_bytes())
+        metrics.unlink()
+        return
     for name in names:
         if name not in RUNS:
             parser.error(f"{name!r} is not one of {', '.join(RUNS)}")

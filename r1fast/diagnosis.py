@@ -46,7 +46,7 @@ def causes(window: Window, recent: Window | None = None) -> list[str]:
 
     Shares are read in `recent` (default: the window), trends over the whole window.
     """
-    found = [cause(recent or window) for cause in _SHARES] + [cause(window) for cause in _TRENDS]
+    found = [cause(window) for cause in _TRENDS] + [cause(recent or window) for cause in _SHARES]
     return [text for text in found if text]
 
 
@@ -124,16 +124,26 @@ def _zero_variance(window: Window) -> str | None:
 
 
 def _truncation(window: Window) -> str | None:
-    share, length = window.mean("truncated"), window.mean("length")
+    values, lengths = window.values("truncated"), window.values("length")
+    if not values:
+        return None
+    third = max(1, len(values) // 3)
+    began, share = sum(values[:third]) / third, sum(values[-third:]) / third
+    length = f"mean length {sum(lengths[-third:]) / third:.0f}" if len(lengths) >= third else "length unknown"
+    if share >= 0.9 and began < 0.5:
+        return (
+            f"{share:.0%} of the completions never end ({length}), {began:.0%} did so at first: the policy has lost "
+            "its end token; go back to an earlier checkpoint, lower lr"
+        )
     if share >= 0.9:
         return (
-            f"{share:.0%} of the completions never end (mean length {length:.0f}): the model does not write its end "
-            "token; check the template and the tokenizer's eos token"
+            f"{share:.0%} of the completions never end ({length}): the model does not write its end token; check the "
+            "template and the tokenizer's eos token, or raise max_tokens"
         )
     if share >= 0.2:
         return (
-            f"{share:.0%} of the completions are cut off at max_tokens (mean length {length:.0f}) and can hardly earn "
-            "a reward: raise max_tokens, or start from a model that ends earlier"
+            f"length hits the limit in {share:.0%} of the samples ({length}), which can hardly earn a reward: raise "
+            "max_tokens, or start from a model that ends earlier"
         )
     return None
 
@@ -143,8 +153,9 @@ def _format(window: Window) -> str | None:
     if not share < 0.5:
         return None
     instead = f" although {lenient:.0%} have the right number somewhere" if lenient >= share else ""
+    some = f"only {share:.0%}" if share >= 0.005 else "none"
     return (
-        f"only {share:.0%} of the completions have the format{instead}: raise the format reward's weight, or use a "
+        f"{some} of the completions have the format{instead}: raise the format reward's weight, or use a "
         "template that the model follows"
     )
 
@@ -247,5 +258,5 @@ def _clipped_ratios(window: Window) -> str | None:
 
 
 _Cause = Callable[[Window], str | None]
-_SHARES: tuple[_Cause, ...] = (_zero_variance, _truncation, _format, _unparsed, _clipped_ratios)
-_TRENDS: tuple[_Cause, ...] = (_kl, _frozen, _entropy, _logp_gap, _clipped_gradients)
+_TRENDS: tuple[_Cause, ...] = (_kl, _frozen, _logp_gap, _truncation, _entropy, _clipped_gradients)
+_SHARES: tuple[_Cause, ...] = (_zero_variance, _format, _unparsed, _clipped_ratios)

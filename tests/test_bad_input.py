@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -234,27 +234,6 @@ def test_another_process_in_the_same_run(tmp_path: Path, capsys: pytest.CaptureF
         f"{holder.pid}), or choose another directory with --run.dir DIR\n"
     )
     assert [path.name for path in run_dir.iterdir()] == [".lock"]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a tmpfs with these options; skips where that is not allowed."""
-    place = tmp_path / "disk"
-    place.mkdir()
-
-    def mount(options: str) -> Path:
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except FileNotFoundError:
-            pytest.skip("there is no mount command here")
-        if done.returncode:
-            pytest.skip(f"needs the right to mount a tmpfs: {done.stderr.strip()}")
-        return place
-
-    yield mount
-    if os.path.ismount(place):
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def test_full_disk_at_the_start(small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from r1fast.diagnosis import why_stalled
+from r1fast.diagnosis import Window, causes, quantities, why_stalled
 
 HEALTHY = {
     "accuracy": 0.4,
@@ -65,10 +65,15 @@ def test_a_falling_reward_is_a_stall() -> None:
     [
         ({"zero_variance": 0.8, "accuracy": 0.9}, "80% of the groups have equal rewards", "harder prompts"),
         ({"zero_variance": 0.8, "accuracy": 0.02}, "mostly all wrong, accuracy 0.02", "easier prompts"),
-        ({"truncated": 0.4}, "40% of the completions are cut off", "raise max_tokens"),
+        ({"truncated": 0.4}, "length hits the limit in 40% of the samples (mean length 30)", "raise max_tokens"),
         ({"truncated": 0.97}, "97% of the completions never end", "eos token"),
         ({"format": 0.1, "accuracy_any": 0.6}, "only 10% of the completions have the format although 60%", "template"),
-        ({"logp_gap": 0.2}, "differ by 0.200 nats", "correction"),
+        ({"logp_gap": 0.2}, "the log-prob gap between rollout and trainer is 0.200 nats", "correction"),
+        (
+            {"kl": 1e-9, "lr": 1e-12},
+            "the policy has hardly moved: KL to the reference is 1e-09",
+            "raise lr (it is 1e-12)",
+        ),
         ({"grad_norm": 12.0}, "clipped in 20 of 20 steps (median norm 12, limit 1)", "max_grad_norm"),
         ({"clip_low": 0.2, "clip_high": 0.2}, "40% of the tokens are clipped", "lower lr"),
         ({"entropy": 0.001}, "entropy is 0.001", "temperature"),
@@ -90,6 +95,40 @@ def test_kl_blow_up() -> None:
     reasons = why_stalled(history)
     assert len(reasons) == 2
     assert "KL to the reference grew from 0.018 to 2.620" in reasons[1]
+
+
+def grow(name: str, first: float, last: float) -> list[dict[str, Any]]:
+    """A history in which one quantity changes evenly, over the rollouts that are looked at."""
+    history = run()
+    for number, line in enumerate(history[-20:]):
+        line[f"rl_1/{name}"] = first + (last - first) * number / 19
+    return history
+
+
+def test_a_gap_that_grows() -> None:
+    reasons = why_stalled(grow("logp_gap", 0.0, 0.06))
+    assert len(reasons) == 2
+    assert "log-prob gap between rollout and trainer grew from 0.008 to 0.052 nats" in reasons[1]
+    assert "none of the usual" in why_stalled(grow("logp_gap", 0.014, 0.012))[1]  # bfloat16
+
+
+def test_entropy_that_grows() -> None:
+    reasons = why_stalled(grow("entropy", 0.5, 3.0))
+    assert len(reasons) == 2
+    assert "entropy grew from 0.50 to 3.00 nats a token: the policy becomes random" in reasons[1]
+
+
+def test_an_end_token_that_was_lost() -> None:
+    reasons = why_stalled(grow("truncated", 0.0, 1.5))
+    assert len(reasons) == 2
+    assert "never end (mean length 30), 20% did so at first: the policy has lost its end token" in reasons[1]
+
+
+def test_shares_may_be_read_in_the_last_part_alone() -> None:
+    lines = [quantities(line) for line in grow("zero_variance", 0.0, 1.0)]
+    whole, recent = Window(lines, 1.0), Window(lines[-8:], 1.0)
+    assert causes(whole) == []
+    assert "82% of the groups have equal rewards" in causes(whole, recent)[0]
 
 
 def test_several_causes_are_all_named() -> None:

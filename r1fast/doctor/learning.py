@@ -42,7 +42,7 @@ def read_rl(stage: str, lines: Lines, config: Config) -> Iterator[Line]:
         return
     rewards = window.values("reward")
     if len(rewards) < MIN_ROLLOUTS:
-        yield Line(status="-", name=stage, value=f"{len(rewards)} rollouts: too few to say how it learns")
+        yield Line(status="-", name=stage, value=f"rollouts: {len(rewards)}, too few to say how it learns")
         return
     part = max(MIN_ROLLOUTS // 2, len(rewards) // 5)
     first, last, noise = compare(rewards[:part], rewards[-part:])
@@ -54,17 +54,24 @@ def read_rl(stage: str, lines: Lines, config: Config) -> Iterator[Line]:
         within = f" (within its noise, {SIGMAS * noise:.3f})" if last > first else ""
         value = f"the reward did not rise: {first:.3f} -> {last:.3f} over {len(rewards)} rollouts{within}"
         yield Line(status="fail", name=stage, value=value)
-    yield from _against_accuracy(stage, window, part, rose=last - first > SIGMAS * noise)
-    found = causes(window, recent)
-    yield from (Line(status=status, name=stage, value=text) for text in found or ([] if learned else [NO_CAUSE]))
-    if learned and not found:
-        yield Line(status="ok", name=stage, value=_figures(window, part))
+    found = list(_against_accuracy(stage, window, part, rose=last - first > SIGMAS * noise))
+    found += [Line(status=status, name=stage, value=text) for text in causes(window, recent)]
+    if not found and learned:
+        found = [Line(status="ok", name=stage, value=_figures(window, part))]
+    yield from found or [Line(status=status, name=stage, value=NO_CAUSE)]
 
 
 def _against_accuracy(stage: str, window: Window, part: int, *, rose: bool) -> Iterator[Line]:
     """A reward that rises without accuracy, and accuracy that was better before."""
     accuracy = window.values(*ACCURACY)
     if len(accuracy) < 2 * part:
+        return
+    means = [sum(accuracy[n : n + part]) / part for n in range(len(accuracy) - part + 1)]
+    best = max(range(len(means)), key=means.__getitem__)
+    peak, last, noise = compare(accuracy[best : best + part], accuracy[-part:])
+    if peak - last > max(PEAK_LOSS, SIGMAS * noise):
+        value = f"accuracy fell from {peak:.2f} (around rollout {best + part // 2 + 1}) to {last:.2f} at the end"
+        yield Line(status="fail", name=stage, value=value, fix="lower lr, raise loss.kl_coef, or stop there")
         return
     first, last, noise = compare(accuracy[:part], accuracy[-part:])
     if rose and last < FLAT_BELOW and last - first <= SIGMAS * noise:
@@ -73,12 +80,6 @@ def _against_accuracy(stage: str, window: Window, part: int, *, rose: bool) -> I
         value = f"the reward rose from {before:.2f} to {after:.2f} while accuracy stayed at {first:.2f} -> {last:.2f}"
         fix = "other rewards than accuracy pay: lower their weights, and check that the answers belong to the questions"
         yield Line(status="fail", name=stage, value=value, fix=fix)
-    means = [sum(accuracy[n : n + part]) / part for n in range(len(accuracy) - part + 1)]
-    best = max(range(len(means)), key=means.__getitem__)
-    _, _, noise = compare(accuracy[best : best + part], accuracy[-part:])
-    if means[best] - last > max(PEAK_LOSS, SIGMAS * noise):
-        value = f"accuracy fell from {means[best]:.2f} (around rollout {best + part // 2 + 1}) to {last:.2f} at the end"
-        yield Line(status="fail", name=stage, value=value, fix="lower lr, raise loss.kl_coef, or stop there")
 
 
 def _figures(window: Window, part: int) -> str:
@@ -109,7 +110,7 @@ def read_sft(stage: str, lines: Lines, result: Mapping[str, Any] | None, config:
         yield Line(status="fail", name=stage, value=broken)
         return
     if len(losses) < MIN_STEPS:
-        yield Line(status="-", name=stage, value=f"{len(losses)} steps: too few to say how it learns")
+        yield Line(status="-", name=stage, value=f"steps: {len(losses)}, too few to say how it learns")
         return
     part = max(3, len(losses) // 10)
     first, last, noise = compare(losses[:part], losses[-part:])
@@ -142,7 +143,7 @@ def read_reward_models(stage: str, lines: Lines, result: Mapping[str, Any] | Non
         losses, right = window.values(f"{kind}_loss"), window.values(f"{kind}_accuracy")
         if len(losses) < MIN_STEPS:
             if losses:
-                yield Line(status="-", name=stage, value=f"{kind}: {len(losses)} steps: too few to say how it learns")
+                yield Line(status="-", name=stage, value=f"{kind}: steps: {len(losses)}, too few to say")
             continue
         part = max(3, len(losses) // 10)
         last_loss, last_right = (sum(values[-part:]) / part for values in (losses, right))
