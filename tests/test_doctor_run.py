@@ -4,20 +4,14 @@ runs that are unfinished, running or dead."""
 from __future__ import annotations
 
 import gzip
-import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 
 from bench.bad_runs import RUNS as MISCONFIGURED
-from r1fast.config import ConfigError
-from r1fast.distributed import lock_run_dir
 from r1fast.doctor.line import Line
-from r1fast.doctor.run import SILENT_S, ago, check_run, command, num_steps
-from r1fast.failure import write_failure
-from r1fast.options import parse
+from r1fast.doctor.run import check_run
 
 RECORDINGS = Path(__file__).parent / "data" / "runs"
 
