@@ -63,9 +63,10 @@ def cpu_s(process: subprocess.Popen[bytes]) -> float:
 
 def first_line(run_dir: Path, stage: str, after: int) -> dict[str, float]:
     """Start the run, wait until `stage` logs a step after `after`, and end it; seconds without that step's own."""
+    before = logged(run_dir, stage)  # the lines of steps that come again are there until the stage has begun
     process, began = start(run_dir), time.perf_counter()
     try:
-        while not (lines := [line for line in logged(run_dir, stage) if line["step"] > after]):
+        while not (lines := [line for line in logged(run_dir, stage) if line["step"] > after and line not in before]):
             if process.poll() is not None:
                 raise RuntimeError(f"the run in {run_dir} ended before step {after + 1} of {stage}")
             time.sleep(0.01)

@@ -23,7 +23,7 @@ DYING = Path(__file__).with_name("dying.py")
 FREE = frozenset({"wall_s", "peak_pss_bytes", "versions"})
 # What says something of the processes, and what is compared in another way.
 FREE_FILES = frozenset({".lock", ".lock.1", ".peak_pss_bytes", "config.toml", METRICS_FILE})
-# The kernel has this long to end the workers of a killed launcher, and torchrun those of a killed worker.
+# The kernel has this long to end the workers of a killed launcher: far more than it needs on a busy machine.
 LAST_WORKER_S = 20.0
 
 
@@ -88,10 +88,11 @@ class Moment:
 
 @dataclass(frozen=True)
 class Ended:
-    """A launch that has ended: exit code (negative: the signal) and output."""
+    """A launch that has ended: exit code (negative: the signal), output, seconds that workers lived on without it."""
 
     code: int
     output: str
+    lived_on_s: float
 
 
 def launch(command: Sequence[str], words: Sequence[str], run_dir: Path, moment: Moment, log: Path) -> Ended:
@@ -113,8 +114,8 @@ def launch(command: Sequence[str], words: Sequence[str], run_dir: Path, moment: 
         finally:
             process.kill()
             process.wait()
-    wait_for_workers(run_dir)
-    return Ended(code, log.read_text(encoding="utf-8", errors="replace"))
+    lived_on_s = wait_for_workers(run_dir)
+    return Ended(code, log.read_text(encoding="utf-8", errors="replace"), lived_on_s)
 
 
 def _kill_when_logged(process: subprocess.Popen[bytes], run_dir: Path, lines: int, moment: Moment) -> None:
@@ -128,12 +129,13 @@ def _kill_when_logged(process: subprocess.Popen[bytes], run_dir: Path, lines: in
     process.send_signal(moment.signal)
 
 
-def wait_for_workers(run_dir: Path) -> None:
-    """Fail if a process of the run outlives its launcher by more than a few seconds."""
-    deadline = time.monotonic() + LAST_WORKER_S
+def wait_for_workers(run_dir: Path) -> float:
+    """Seconds until the last process of the run has ended; fails when that takes more than a few."""
+    start = time.monotonic()
     while left := holders(run_dir):
-        assert time.monotonic() < deadline, f"processes {left} outlived their launcher"
-        time.sleep(0.05)
+        assert time.monotonic() - start < LAST_WORKER_S, f"processes {left} outlived their launcher"
+        time.sleep(0.01)
+    return time.monotonic() - start
 
 
 def holders(run_dir: Path) -> list[int]:
