@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from r1fast.kernels.checks import describe
 from r1fast.kernels.policy_loss import PolicyLoss
 from r1fast.kernels.segments import Segments, check_segments
-from r1fast.kernels.token_logprob import describe
 
 __all__ = ["K3_LINEAR_FROM", "PolicyLoss", "grpo_loss", "grpo_loss_reference"]
 

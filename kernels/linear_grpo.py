@@ -7,9 +7,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from r1fast.kernels.checks import describe
 from r1fast.kernels.grpo_loss import PolicyLoss, grpo_loss, grpo_loss_reference
-from r1fast.kernels.linear_logprob import DEFAULT_MEMORY_BUDGET_BYTES, linear_logprob, linear_logprob_reference
-from r1fast.kernels.token_logprob import describe
+from r1fast.kernels.linear_logprob import linear_logprob, linear_logprob_reference
 
 
 def linear_grpo_loss_reference(
@@ -59,7 +59,7 @@ def linear_grpo_loss(
     bias_V: Tensor | None = None,
     temperature: float | Tensor = 1.0,
     softcap: float | None = None,
-    memory_budget_bytes: int = DEFAULT_MEMORY_BUDGET_BYTES,
+    memory_budget_bytes: int | None = None,
     old_logp_T: Tensor | None = None,
     ref_logp_T: Tensor | None = None,
     rollout_logp_T: Tensor | None = None,
