@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -19,6 +20,11 @@ def uses_triton(x: Tensor) -> bool:
     if x.dtype == torch.float64:
         return False
     return x.is_cuda or (x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """The tensor's GPU as the current one: Triton launches there."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

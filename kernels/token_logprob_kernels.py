@@ -7,7 +7,6 @@ The maths is in `token_logprob`'s legend. Both read each logit once; neither has
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from r1fast.kernels.checks import on_device
 from r1fast.kernels.rows import RowGrads, Rows, Scaling
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -196,7 +196,7 @@ def put_rows(rows: Rows, logits_TV: Tensor, targets_T: Tensor, scaling: Scaling)
     if not num_rows:
         return
     inverse, per_token = _temperature(scaling, rows.logp)
-    with _on(logits_TV):
+    with on_device(logits_TV):
         _forward_kernel[(num_rows,)](
             logits_TV,
             targets_T.contiguous(),
@@ -225,7 +225,7 @@ def put_gradients(
     dlogp, dlse, dentropy = (None if grad is None else grad.contiguous() for grad in row_grads)
     unread = rows.log_sum
     num_blocks = triton.cdiv(vocabulary, BLOCK_V)
-    with _on(logits_TV):
+    with on_device(logits_TV):
         _backward_kernel[(num_rows * num_blocks,)](
             out_TV,
             logits_TV,
@@ -265,8 +265,3 @@ def _temperature(scaling: Scaling, like: Tensor) -> tuple[float, Tensor | None]:
     """The number, or the tensor [T] with any number."""
     inverse = scaling.inverse_temperature
     return (1.0, inverse.to(like.dtype).contiguous()) if isinstance(inverse, Tensor) else (inverse, None)
-
-
-def _on(tensor: Tensor) -> AbstractContextManager[object]:
-    """The tensor's GPU as the current one: Triton launches there."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
