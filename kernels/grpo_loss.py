@@ -209,7 +209,13 @@ def grpo_loss(
     """
     tokens: Tokens = {"old_logp": old_logp_T, "ref_logp": ref_logp_T, "rollout_logp": rollout_logp_T}
     tokens |= {"log_kept_mass": log_kept_mass_T, "entropy": entropy_T}
-    check_loss(logp_T, advantage_N, cu_seqlens, tokens, mask_T, denominator, options)
+    if logp_T.dim() != 1 or logp_T.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"logp must be float32 [T], it is {describe(logp_T)}; bf16 log-probs make ratios noise")
+    if options.entropy_coef and entropy_T is None:
+        raise ValueError(
+            f"entropy_coef = {options.entropy_coef} needs entropy, which is None; pass it or turn the option off"
+        )
+    check_loss(logp_T.shape[0], logp_T.device, advantage_N, cu_seqlens, tokens, mask_T, denominator, options)
     with torch.no_grad():
         given = [None if x_T is None else x_T.detach() for x_T in tokens.values()]
         divisor = (denominator.detach(), 1.0) if isinstance(denominator, Tensor) else (None, float(denominator))
@@ -229,7 +235,8 @@ def report(values_M: Tensor, options: PolicyLoss, *, entropy: bool, rollout: boo
 
 
 def check_loss(
-    logp_T: Tensor,
+    num_tokens: int,
+    device: torch.device,
     advantage_N: Tensor,
     cu_seqlens: Tensor,
     tokens: Tokens,
@@ -238,26 +245,24 @@ def check_loss(
     options: PolicyLoss,
 ) -> None:
     """Raises ValueError for what does not fit, and for an input that an option needs."""
-    if logp_T.dim() != 1 or logp_T.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"logp must be float32 [T], it is {describe(logp_T)}; bf16 log-probs make ratios noise")
-    if advantage_N.dim() != 1 or not advantage_N.is_floating_point() or advantage_N.device != logp_T.device:
-        raise ValueError(f"advantage must be floating [N] on {logp_T.device}, it is {describe(advantage_N)}")
-    check_segments(cu_seqlens, advantage_N.shape[0], logp_T.device)
+    if advantage_N.dim() != 1 or not advantage_N.is_floating_point() or advantage_N.device != device:
+        raise ValueError(f"advantage must be floating [N] on {device}, it is {describe(advantage_N)}")
+    check_segments(cu_seqlens, advantage_N.shape[0], device)
     for name, value_T in tokens.items():
         if value_T is not None and (
-            value_T.shape != logp_T.shape or not value_T.is_floating_point() or value_T.device != logp_T.device
+            value_T.shape != (num_tokens,) or not value_T.is_floating_point() or value_T.device != device
         ):
-            raise ValueError(f"{name} must be floating and match logp, {describe(logp_T)}; it is {describe(value_T)}")
-    if mask_T is not None and (
-        mask_T.shape != logp_T.shape or mask_T.dtype != torch.bool or mask_T.device != logp_T.device
-    ):
-        raise ValueError(f"mask must be bool and match logp, {describe(logp_T)}; it is {describe(mask_T)}")
-    if not isinstance(denominator, Tensor) and not (denominator > 0 and math.isfinite(denominator)):
+            raise ValueError(f"{name} must be floating [{num_tokens}] on {device}; it is {describe(value_T)}")
+    if mask_T is not None and (mask_T.shape != (num_tokens,) or mask_T.dtype != torch.bool or mask_T.device != device):
+        raise ValueError(f"mask must be bool [{num_tokens}] on {device}; it is {describe(mask_T)}")
+    if isinstance(denominator, Tensor):
+        if denominator.dim():
+            raise ValueError(f"denominator must be a number or a tensor without dimensions: {describe(denominator)}")
+    elif not (denominator > 0 and math.isfinite(denominator)):
         raise ValueError(f"denominator = {denominator} must be positive and finite: the global count of the aggregate")
     needs = {
         "ref_logp": (options.reads_reference, f"kl = {options.kl!r}"),
         "rollout_logp": (options.correction != "none", f"correction = {options.correction!r}"),
-        "entropy": (options.entropy_coef > 0, f"entropy_coef = {options.entropy_coef}"),
     }
     for name, (needed, option) in needs.items():
         if needed and tokens[name] is None:

@@ -311,9 +311,9 @@ def _grpo_loss_kernel(
         column = tl.arange(0, BLOCK_PROGRAMS)[None, :]
         sums = tl.zeros([NUM_VALUES, BLOCK_PROGRAMS], tl.float32)
         largest = tl.full([NUM_VALUES, BLOCK_PROGRAMS], float("-inf"), tl.float32)
-        for first in range(0, programs, BLOCK_PROGRAMS):
-            inside_2d = (first + column < programs) & (slot < LOSS)
-            place = partial_ptr + slot * programs + first + column
+        for turn in range(0, programs, BLOCK_PROGRAMS):
+            inside_2d = (turn + column < programs) & (slot < LOSS)
+            place = partial_ptr + slot * programs + turn + column
             # .cg: from the second-level cache, where the other programs' stores are
             sums += tl.load(place, mask=inside_2d, other=0.0, cache_modifier=".cg")
             largest = tl.maximum(largest, tl.load(place, mask=inside_2d, other=float("-inf"), cache_modifier=".cg"))

@@ -96,6 +96,11 @@ class PolicyLoss:
         """Whether the loss needs the reference's log-probs."""
         return self.kl != "none" and self.kl_coef > 0
 
+    @property
+    def skips_zero_advantage(self) -> bool:
+        """Whether a token with advantage 0 adds nothing to the loss."""
+        return self.objective != "nll" and not self.reads_reference and not self.entropy_coef
+
     def reported(self, *, entropy: bool, rollout: bool) -> tuple[str, ...]:
         """The metrics that mean something, given the options and whether there are those log-probs."""
         absent = {"loss"}

@@ -151,7 +151,7 @@ def test_bad_options_raise(options: dict[str, Any], message: str) -> None:
         ({"rollout_logp_T": None}, {"correction": "mask"}, "correction = 'mask' needs rollout_logp"),
         ({"entropy_T": None}, {"entropy_coef": 0.1}, "entropy_coef = 0.1 needs entropy"),
         ({"logp_T": torch.zeros(22, dtype=torch.bfloat16)}, {}, "logp must be float32"),
-        ({"old_logp_T": torch.zeros(21)}, {}, "old_logp must be floating and match"),
+        ({"old_logp_T": torch.zeros(21)}, {}, r"old_logp must be floating \[22\]"),
         ({"mask_T": torch.ones(22)}, {}, "mask must be bool"),
         ({"advantage_N": torch.zeros(4)}, {}, r"cu_seqlens must be int32 or int64 \[5\]"),
         ({"advantage_N": torch.zeros(5, dtype=torch.long)}, {}, r"advantage must be floating \[N\]"),
