@@ -242,7 +242,7 @@ def _add_outer_(total_VD: Tensor, dlogits_SV: Tensor, hidden_SD: Tensor, unit: T
             product_VD = torch.mm(part_VS, hidden_SD, out_dtype=total_VD.dtype)
         else:
             product_VD = torch.mm(part_VS, hidden_SD)
-        total_VD[start : start + slab] += product_VD if unit is None else product_VD * unit
+        total_VD[start : start + slab] += product_VD if unit is None else product_VD.to(total_VD.dtype) * unit
 
 
 def _normalised(row_grads: RowGrads, dtype: torch.dtype) -> tuple[RowGrads, Tensor | None]:
