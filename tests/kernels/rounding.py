@@ -7,6 +7,8 @@ import os
 import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+WIDE = torch.float32 if INTERPRETED else torch.float64
+"""The widest dtype that the path under test takes: fp64 tensors never reach a Triton kernel."""
 
 
 def slack(dtype: torch.dtype) -> float:
