@@ -12,6 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from r1fast.kernels.checks import uses_triton
+from r1fast.kernels.library import op
+
 Baseline = Literal["mean", "leave_one_out", "none"]
 Scale = Literal["group_std", "batch_std", "none"]
 BASELINES = ("mean", "leave_one_out", "none")
@@ -46,30 +49,24 @@ def group_advantage_reference(
     return advantage_N
 
 
-def group_advantage(
-    rewards_N: Tensor,
-    group_N: Tensor,
-    *,
-    baseline: Baseline = "mean",
-    scale: Scale = "group_std",
-    unbiased: bool = True,
-    eps: float = 0.0,
-) -> Tensor:
-    """Advantage [N] of each sample: fp32 (fp64 for fp64 rewards), computed in fp64, on the rewards' device.
+def _fake(rewards_N: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(rewards_N, dtype=torch.float64 if rewards_N.dtype == torch.float64 else torch.float32)
 
-    `rewards_N`: finite numbers. `group_N`: integer group ids in any order, groups of any sizes. `baseline`: the
-    group's mean (GRPO), the mean of the others (RLOO) or none. `scale`: the standard deviation of the group (GRPO) or
-    of all rewards given here, or none (Dr. GRPO); `unbiased` divides by n - 1; `eps` is added to it. A group whose
-    rewards are all equal, a singleton too, says nothing about which sample was better: exactly 0, with every setting.
-    Not differentiable. Reads its values on the host.
 
-    Raises ValueError for shapes, dtypes, names and values that do not fit.
-    """
-    _check(rewards_N, group_N, baseline, scale, eps)
+@op(
+    "group_advantage(Tensor rewards, Tensor group, str baseline, str scale, bool unbiased, float eps) -> Tensor",
+    fake=_fake,
+)
+def _advantage(rewards_N: Tensor, group_N: Tensor, baseline: str, scale: str, unbiased: bool, eps: float) -> Tensor:
+    _check_values(rewards_N)
+    if uses_triton(rewards_N):
+        from r1fast.kernels.group_advantage_kernels import launch
+
+        return launch(rewards_N, group_N, baseline, scale, unbiased, eps)
     out_dtype = torch.float64 if rewards_N.dtype == torch.float64 else torch.float32
     if not len(rewards_N):
         return torch.zeros(0, dtype=out_dtype, device=rewards_N.device)
-    rewards = rewards_N.detach().double()
+    rewards = rewards_N.double()
     _, index_N, size_G = torch.unique(group_N, return_inverse=True, return_counts=True)
     order_S = torch.argsort(index_N, stable=True)
     group_S = index_N[order_S]
@@ -99,6 +96,31 @@ def group_advantage(
     return torch.empty_like(advantage_S).index_copy_(0, order_S, advantage_S).to(out_dtype)
 
 
+def group_advantage(
+    rewards_N: Tensor,
+    group_N: Tensor,
+    *,
+    baseline: Baseline = "mean",
+    scale: Scale = "group_std",
+    unbiased: bool = True,
+    eps: float = 0.0,
+) -> Tensor:
+    """Advantage [N] of each sample: fp32 (fp64 for fp64 rewards), computed in fp64, on the rewards' device.
+
+    `rewards_N`: finite numbers. `group_N`: integer group ids in any order, groups of any sizes. `baseline`: the
+    group's mean (GRPO), the mean of the others (RLOO) or none. `scale`: the standard deviation of the group (GRPO) or
+    of all rewards given here, or none (Dr. GRPO); `unbiased` divides by n - 1; `eps` is added to it. A group whose
+    rewards are all equal, a singleton too, says nothing about which sample was better: exactly 0, with every setting.
+    Not differentiable.
+
+    Raises ValueError for shapes, dtypes and names that do not fit, and on the CPU for a reward that is not finite (on
+    CUDA values are not read: that group's advantages are NaN).
+    """
+    _check(rewards_N, group_N, baseline, scale, eps)
+    advantage_N: Tensor = _advantage(rewards_N.detach(), group_N, baseline, scale, unbiased, eps)
+    return advantage_N
+
+
 def _check(rewards_N: Tensor, group_N: Tensor, baseline: str, scale: str, eps: float) -> None:
     if rewards_N.dim() != 1 or rewards_N.is_complex():
         raise ValueError(f"rewards must be real [N], they are {rewards_N.dtype} {list(rewards_N.shape)}")
@@ -113,6 +135,12 @@ def _check(rewards_N: Tensor, group_N: Tensor, baseline: str, scale: str, eps: f
         raise ValueError(f"scale = {scale!r} must be one of {', '.join(SCALES)}")
     if not 0 <= eps < float("inf"):
         raise ValueError(f"eps = {eps} must be at least 0 and finite; 0 is safe, equal rewards are never divided")
+
+
+def _check_values(rewards_N: Tensor) -> None:
+    """On the CPU only, where reading a tensor waits for nothing: ValueError unless finite."""
+    if rewards_N.device.type != "cpu":
+        return
     bad_N = ~rewards_N.isfinite()
     if bool(bad_N.any()):
         first = int(bad_N.nonzero()[0, 0])

@@ -19,20 +19,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from r1fast.kernels.policy_loss import PolicyLoss
-from r1fast.kernels.segments import Segments, check_segments
-from r1fast.kernels.token_logprob import describe
+from r1fast.kernels.checks import describe, uses_triton
+from r1fast.kernels.library import op
+from r1fast.kernels.policy_loss import VALUES, PolicyLoss, decode
+from r1fast.kernels.segments import Segments, check_offsets, check_segments
+from r1fast.kernels.token_losses import EXP_MAX, K3_LINEAR_FROM, K3_SLOPE, TokenBatch, Tokens
+from r1fast.kernels.token_losses import evaluate as evaluate_tokens
 
 __all__ = ["K3_LINEAR_FROM", "PolicyLoss", "grpo_loss", "grpo_loss_reference"]
-
-# k3 and its gradient 1 - exp(d) go on as a straight line above this d = ref - logp: clamping all of d would give
-# gradient 0 where the pull must be strongest, clamping the exponential alone a gradient of the wrong sign. So would the
-# line times the ratio; but ratio x k3 = exp(ref - old) - ratio (1 + d), where only a constant can overflow.
-K3_LINEAR_FROM = 20.0
-_K3_SLOPE = math.expm1(K3_LINEAR_FROM)
-_EXP_MAX = 80.0  # exp of it is finite in fp32
-
-_Tokens = dict[str, Tensor | None]  # per-token inputs [T] by name
 
 
 def grpo_loss_reference(
@@ -88,10 +82,10 @@ def _reference_kl(logp: Tensor, old: Tensor, ref: Tensor, options: PolicyLoss) -
     if options.kl == "k2":
         return d.square() / 2
     near = d.clamp(max=K3_LINEAR_FROM)
-    k3, far = torch.expm1(near) - near, _K3_SLOPE - K3_LINEAR_FROM + _K3_SLOPE * (d - K3_LINEAR_FROM)
+    k3, far = torch.expm1(near) - near, K3_SLOPE - K3_LINEAR_FROM + K3_SLOPE * (d - K3_LINEAR_FROM)
     if options.kl == "weighted_k3":
         ratio = (logp - old).exp()
-        k3, far = ratio * k3, (ref - old).clamp(max=_EXP_MAX).exp() - ratio * (1 + d)
+        k3, far = ratio * k3, (ref - old).clamp(max=EXP_MAX).exp() - ratio * (1 + d)
     return torch.where(d > K3_LINEAR_FROM, far, k3)
 
 
@@ -110,6 +104,59 @@ def _reference_objective(logp: Tensor, old: Tensor, advantage: Tensor, options: 
     if options.ratio_bound is not None and advantage < 0:
         ratio = ratio.clamp(max=options.ratio_bound)
     return -torch.minimum(ratio * advantage, clipped * advantage)
+
+
+def _fake_evaluate(logp_T: Tensor, *more: Any) -> tuple[Tensor, Tensor, Tensor]:
+    has_bonus = decode(more[-1]).entropy_coef > 0
+    return (
+        logp_T.new_empty(len(VALUES)),
+        torch.empty_like(logp_T),
+        torch.empty_like(logp_T) if has_bonus else logp_T.new_empty(0),
+    )
+
+
+@op(
+    "grpo_loss_evaluate(Tensor logp, Tensor advantage, Tensor cu_seqlens, Tensor? old_logp, Tensor? ref_logp, "
+    "Tensor? rollout_logp, Tensor? log_kept_mass, Tensor? entropy, Tensor? mask, Tensor? length, "
+    "Tensor? denominator_tensor, float denominator, str options) -> (Tensor, Tensor, Tensor)",
+    fake=_fake_evaluate,
+)
+def evaluate(
+    logp_T: Tensor,
+    advantage_N: Tensor,
+    cu_seqlens: Tensor,
+    old_logp_T: Tensor | None,
+    ref_logp_T: Tensor | None,
+    rollout_logp_T: Tensor | None,
+    log_kept_mass_T: Tensor | None,
+    entropy_T: Tensor | None,
+    mask_T: Tensor | None,
+    length_N: Tensor | None,
+    denominator_tensor: Tensor | None,
+    denominator: float,
+    options: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """VALUES [M], d loss / d logp, d loss / d entropy (empty without a bonus).
+
+    `length_N`: unmasked tokens of each sequence, where only a part of it is here (not for objectives of a sequence).
+    `denominator` counts where there is no tensor.
+    """
+    check_offsets(cu_seqlens, len(logp_T))
+    chosen = decode(options)
+    tokens: Tokens = {"old_logp": old_logp_T, "ref_logp": ref_logp_T, "rollout_logp": rollout_logp_T}
+    tokens |= {"log_kept_mass": log_kept_mass_T, "entropy": entropy_T}
+    total = denominator if denominator_tensor is None else denominator_tensor
+    if uses_triton(logp_T):
+        from r1fast.kernels.grpo_loss_kernels import launch
+
+        values_M, dlogp_T, dentropy_T = launch(logp_T, advantage_N, cu_seqlens, tokens, mask_T, length_N, total, chosen)
+    else:
+        batch = TokenBatch(Segments(cu_seqlens, mask_T, logp_T, length_N), logp_T, advantage_N, tokens)
+        loss, metrics, dlogp_T, dentropy_T = evaluate_tokens(batch, total, chosen)
+        metrics["loss"] = loss
+        zero = torch.zeros_like(loss)
+        values_M = torch.stack([metrics.get(name, zero) for name in VALUES])
+    return values_M, dlogp_T, logp_T.new_empty(0) if dentropy_T is None else dentropy_T
 
 
 class _GrpoLoss(torch.autograd.Function):
@@ -160,177 +207,62 @@ def grpo_loss(
 
     Raises ValueError for shapes, dtypes and devices that do not fit, and for an input that an option needs.
     """
-    tokens: _Tokens = {"old_logp": old_logp_T, "ref_logp": ref_logp_T, "rollout_logp": rollout_logp_T}
+    tokens: Tokens = {"old_logp": old_logp_T, "ref_logp": ref_logp_T, "rollout_logp": rollout_logp_T}
     tokens |= {"log_kept_mass": log_kept_mass_T, "entropy": entropy_T}
-    _check(logp_T, advantage_N, cu_seqlens, tokens, mask_T, denominator, options)
+    if logp_T.dim() != 1 or logp_T.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"logp must be float32 [T], it is {describe(logp_T)}; bf16 log-probs make ratios noise")
+    if options.entropy_coef and entropy_T is None:
+        raise ValueError(
+            f"entropy_coef = {options.entropy_coef} needs entropy, which is None; pass it or turn the option off"
+        )
+    check_loss(logp_T.shape[0], logp_T.device, advantage_N, cu_seqlens, tokens, mask_T, denominator, options)
     with torch.no_grad():
-        batch = _Batch(Segments(cu_seqlens, mask_T, logp_T), logp_T, advantage_N, tokens)
-        loss, metrics, dlogp_T, dentropy_T = _evaluate(batch, denominator, options)
-    if dentropy_T is None:
-        entropy_T = None
-    return _GrpoLoss.apply(logp_T, entropy_T, loss, dlogp_T, dentropy_T), metrics  # type: ignore[no-untyped-call]
+        given = [None if x_T is None else x_T.detach() for x_T in tokens.values()]
+        divisor = (denominator.detach(), 1.0) if isinstance(denominator, Tensor) else (None, float(denominator))
+        values_M, dlogp_T, dentropy_T = evaluate(
+            logp_T.detach(), advantage_N.detach(), cu_seqlens, *given, mask_T, None, *divisor, options.encode()
+        )
+    metrics = report(values_M, options, entropy=entropy_T is not None, rollout=rollout_logp_T is not None)
+    if not options.entropy_coef:
+        entropy_T = dentropy_T = None
+    loss = _GrpoLoss.apply(logp_T, entropy_T, values_M[VALUES.index("loss")], dlogp_T, dentropy_T)  # type: ignore[no-untyped-call]
+    return loss, metrics
 
 
-class _Batch:
-    """Inputs with 0 in masked places, so that nothing there can reach a sum."""
-
-    def __init__(self, segments: Segments, logp_T: Tensor, advantage_N: Tensor, tokens: _Tokens) -> None:
-        self.segments = segments
-        self.logp_T = segments.masked(logp_T.detach())
-        self.advantage_T = segments.masked(segments.spread(advantage_N.to(logp_T.dtype)))
-        clean = {name: None if x_T is None else segments.masked(x_T.to(logp_T.dtype)) for name, x_T in tokens.items()}
-        self.ref_T, self.rollout_T = clean["ref_logp"], clean["rollout_logp"]
-        self.kept_T, self.entropy_T = clean["log_kept_mass"], clean["entropy"]
-        self.old_T = self.logp_T if clean["old_logp"] is None else clean["old_logp"]
-        self.x_T = self.logp_T - self.old_T
+def report(values_M: Tensor, options: PolicyLoss, *, entropy: bool, rollout: bool) -> dict[str, Tensor]:
+    """The metrics, 0-dim views."""
+    return {name: values_M[VALUES.index(name)] for name in options.reported(entropy=entropy, rollout=rollout)}
 
 
-def _evaluate(
-    batch: _Batch, denominator: float | Tensor, options: PolicyLoss
-) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor | None]:
-    """Loss, metrics, d loss / d logp and d loss / d entropy (None without a bonus)."""
-    segments = batch.segments
-    metrics = {"tokens_count": segments.keep_T.sum()}
-    weight_T = segments.keep_T
-    if options.aggregate == "sequence_mean":
-        weight_T = segments.masked(segments.spread(1 / segments.length_N))
-    correction_T = _correction(batch, options, metrics)
-    term_T, slope_T, by_sequence = _objective(batch, options, metrics)
-    if correction_T is not None:
-        term_T, slope_T = _times(correction_T, term_T), _times(correction_T, slope_T)
-    gradient_T = segments.masked(weight_T * slope_T)
-    if by_sequence:  # every token of a sequence moves the one ratio that all its tokens' terms share
-        gradient_N = segments.sum_of_each(gradient_T)
-        if options.level == "sequence":
-            gradient_N = gradient_N / segments.length_N
-        gradient_T = segments.spread(gradient_N)
-    if options.reads_reference:
-        kl_T, kl_slope_T = _kl(batch, options)
-        metrics["kl_sum"] = segments.sum(kl_T)
-        term_T = term_T + options.kl_coef * kl_T
-        gradient_T = gradient_T + weight_T * (options.kl_coef * kl_slope_T)
-    dentropy_T = None
-    if batch.entropy_T is not None:
-        metrics["entropy_sum"] = batch.entropy_T.sum()
-        if options.entropy_coef:
-            term_T = term_T - options.entropy_coef * batch.entropy_T
-            dentropy_T = weight_T * (-options.entropy_coef) / denominator
-    if batch.rollout_T is not None:
-        gap_T = (batch.old_T - batch.rollout_T).abs()
-        metrics["logp_gap_abs_sum"] = gap_T.sum()
-        metrics["logp_gap_abs_max"] = segments.extreme(gap_T, 1)
-    metrics["loss_sum"], metrics["loss_count"] = segments.sum(weight_T * term_T), weight_T.sum()
-    return metrics["loss_sum"] / denominator, metrics, segments.masked(gradient_T) / denominator, dentropy_T
-
-
-def _objective(batch: _Batch, options: PolicyLoss, metrics: dict[str, Tensor]) -> tuple[Tensor, Tensor, bool]:
-    """Term per token, its derivative, and whether that is by the sequence's s instead of the token's logp."""
-    segments, advantage_T, logp_T = batch.segments, batch.advantage_T, batch.logp_T
-    if options.objective == "nll":
-        return -logp_T, -torch.ones_like(logp_T), False
-    s_T = batch.x_T
-    if options.level != "token":
-        s_N = segments.sum_of_each(batch.x_T)
-        s_T = segments.spread(s_N / segments.length_N if options.level == "sequence" else s_N)
-    ratio_T = s_T.exp()  # pi_theta/pi_old, DeepSeekMath eq. 3
-    metrics["ratio_sum"] = segments.sum(ratio_T)
-    metrics["ratio_min"], metrics["ratio_max"] = segments.extreme(ratio_T, -1), segments.extreme(ratio_T, 1)
-    if options.objective == "reinforce":
-        return _times(advantage_T, -logp_T), -advantage_T, False
-    low, high = 1 - options.clip_low, 1 + options.clip_high
-    if options.objective == "cispo":
-        metrics["clip_high_sum"] = segments.sum(ratio_T > high)
-        slope_T = _times(advantage_T, -ratio_T.clamp(max=high))
-        return _times(slope_T, logp_T), slope_T, False
-    # Strict: on the edge itself the gradient passes, as torch.clamp's does.
-    too_low_T = (advantage_T < 0) & (ratio_T < low)
-    too_high_T = (advantage_T > 0) & (ratio_T > high)
-    metrics["clip_low_sum"] = segments.sum(too_low_T)
-    metrics["clip_high_sum"] = segments.sum(too_high_T)
-    effective_T = torch.where(too_low_T, low, torch.where(too_high_T, high, ratio_T))
-    stopped_T = too_low_T | too_high_T
-    if options.ratio_bound is not None:
-        too_far_T = (advantage_T < 0) & (ratio_T > options.ratio_bound)
-        metrics["clip_dual_sum"] = segments.sum(too_far_T)
-        effective_T = torch.where(too_far_T, options.ratio_bound, effective_T)
-        stopped_T = stopped_T | too_far_T
-    term_T = _times(advantage_T, -effective_T)
-    return term_T, torch.where(stopped_T, 0.0, term_T), options.level != "token"
-
-
-def _kl(batch: _Batch, options: PolicyLoss) -> tuple[Tensor, Tensor]:
-    """KL estimate per token and its derivative by logp."""
-    assert batch.ref_T is not None
-    d_T = batch.ref_T - batch.logp_T
-    if options.kl == "k2":
-        return d_T.square() / 2, -d_T
-    near_T = d_T.clamp(max=K3_LINEAR_FROM)
-    expm1_T = torch.expm1(near_T)  # exp(d) - d - 1 would be 0 in fp32 at d = 1e-4, where k3 is 5e-9
-    k3_T = expm1_T - near_T
-    if options.kl == "k3":
-        return k3_T + _K3_SLOPE * (d_T - near_T), -expm1_T
-    ratio_T = batch.x_T.exp()
-    far_T = (batch.ref_T - batch.old_T).clamp(max=_EXP_MAX).exp() - ratio_T * (1 + d_T)
-    return torch.where(d_T > K3_LINEAR_FROM, far_T, ratio_T * k3_T), -ratio_T * d_T
-
-
-def _correction(batch: _Batch, options: PolicyLoss, metrics: dict[str, Tensor]) -> Tensor | None:
-    """Weight per token for sampling from another distribution than the old policy's (TIS, IcePop)."""
-    if options.correction == "none":
-        return None
-    assert batch.rollout_T is not None
-    segments = batch.segments
-    log_weight_T = batch.old_T - batch.rollout_T
-    if batch.kept_T is not None:
-        log_weight_T = log_weight_T + batch.kept_T
-    if options.correction_level == "sequence":
-        log_weight_T = segments.spread(segments.sum_of_each(log_weight_T))
-    raw_T = log_weight_T.exp()
-    cap = options.correction_cap
-    if options.correction == "truncate":
-        clipped_T, weight_T = raw_T > cap, raw_T.clamp(max=cap)
-    else:
-        clipped_T = (raw_T > cap) | (raw_T < 1 / cap)
-        weight_T = torch.where(clipped_T, 0.0, raw_T)
-    metrics["correction_weight_sum"] = segments.sum(weight_T)
-    metrics["correction_clipped_sum"] = segments.sum(clipped_T)
-    return weight_T
-
-
-def _times(factor_T: Tensor, value_T: Tensor) -> Tensor:
-    """The product, 0 where the factor is 0: also of an infinite ratio."""
-    return torch.where(factor_T == 0, 0.0, factor_T * value_T)
-
-
-def _check(
-    logp_T: Tensor,
+def check_loss(
+    num_tokens: int,
+    device: torch.device,
     advantage_N: Tensor,
     cu_seqlens: Tensor,
-    tokens: _Tokens,
+    tokens: Tokens,
     mask_T: Tensor | None,
     denominator: float | Tensor,
     options: PolicyLoss,
 ) -> None:
-    if logp_T.dim() != 1 or logp_T.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"logp must be float32 [T], it is {describe(logp_T)}; bf16 log-probs make ratios noise")
-    if advantage_N.dim() != 1 or not advantage_N.is_floating_point() or advantage_N.device != logp_T.device:
-        raise ValueError(f"advantage must be floating [N] on {logp_T.device}, it is {describe(advantage_N)}")
-    check_segments(cu_seqlens, len(advantage_N), len(logp_T), logp_T.device)
+    """Raises ValueError for what does not fit, and for an input that an option needs."""
+    if advantage_N.dim() != 1 or not advantage_N.is_floating_point() or advantage_N.device != device:
+        raise ValueError(f"advantage must be floating [N] on {device}, it is {describe(advantage_N)}")
+    check_segments(cu_seqlens, advantage_N.shape[0], device)
     for name, value_T in tokens.items():
         if value_T is not None and (
-            value_T.shape != logp_T.shape or not value_T.is_floating_point() or value_T.device != logp_T.device
+            value_T.shape != (num_tokens,) or not value_T.is_floating_point() or value_T.device != device
         ):
-            raise ValueError(f"{name} must be floating and match logp, {describe(logp_T)}; it is {describe(value_T)}")
-    if mask_T is not None and (
-        mask_T.shape != logp_T.shape or mask_T.dtype != torch.bool or mask_T.device != logp_T.device
-    ):
-        raise ValueError(f"mask must be bool and match logp, {describe(logp_T)}; it is {describe(mask_T)}")
-    if not isinstance(denominator, Tensor) and not (denominator > 0 and math.isfinite(denominator)):
+            raise ValueError(f"{name} must be floating [{num_tokens}] on {device}; it is {describe(value_T)}")
+    if mask_T is not None and (mask_T.shape != (num_tokens,) or mask_T.dtype != torch.bool or mask_T.device != device):
+        raise ValueError(f"mask must be bool [{num_tokens}] on {device}; it is {describe(mask_T)}")
+    if isinstance(denominator, Tensor):
+        if denominator.dim():
+            raise ValueError(f"denominator must be a number or a tensor without dimensions: {describe(denominator)}")
+    elif not (denominator > 0 and math.isfinite(denominator)):
         raise ValueError(f"denominator = {denominator} must be positive and finite: the global count of the aggregate")
     needs = {
         "ref_logp": (options.reads_reference, f"kl = {options.kl!r}"),
         "rollout_logp": (options.correction != "none", f"correction = {options.correction!r}"),
-        "entropy": (options.entropy_coef > 0, f"entropy_coef = {options.entropy_coef}"),
     }
     for name, (needed, option) in needs.items():
         if needed and tokens[name] is None:

@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_type_hints
+
+VALUES = (
+    "loss_sum",
+    "loss_count",
+    "tokens_count",
+    "entropy_sum",
+    "kl_sum",
+    "logp_gap_abs_sum",
+    "correction_weight_sum",
+    "correction_clipped_sum",
+    "ratio_sum",
+    "clip_low_sum",
+    "clip_high_sum",
+    "clip_dual_sum",
+    "logp_gap_abs_max",
+    "ratio_max",
+    "ratio_min",
+    "loss",
+)
+"""What a loss and its metrics are computed as: places in one tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,3 +95,46 @@ class PolicyLoss:
     def reads_reference(self) -> bool:
         """Whether the loss needs the reference's log-probs."""
         return self.kl != "none" and self.kl_coef > 0
+
+    @property
+    def skips_zero_advantage(self) -> bool:
+        """Whether a token with advantage 0 adds nothing to the loss."""
+        return self.objective != "nll" and not self.reads_reference and not self.entropy_coef
+
+    def reported(self, *, entropy: bool, rollout: bool) -> tuple[str, ...]:
+        """The metrics that mean something, given the options and whether there are those log-probs."""
+        absent = {"loss"}
+        if not entropy:
+            absent |= {"entropy_sum"}
+        if not self.reads_reference:
+            absent |= {"kl_sum"}
+        if not rollout:
+            absent |= {"logp_gap_abs_sum", "logp_gap_abs_max"}
+        if self.correction == "none":
+            absent |= {"correction_weight_sum", "correction_clipped_sum"}
+        if self.objective == "nll":
+            absent |= {"ratio_sum", "ratio_min", "ratio_max"}
+        if self.objective not in ("clip", "cispo"):
+            absent |= {"clip_high_sum"}
+        if self.objective != "clip":
+            absent |= {"clip_low_sum"}
+        if self.ratio_bound is None:
+            absent |= {"clip_dual_sum"}
+        return tuple(name for name in VALUES if name not in absent)
+
+    def encode(self) -> str:
+        """All options as one string, which an op of torch.compile's can take where it cannot take an object."""
+        return " ".join([str(getattr(self, field)) for field in _FIELDS])
+
+
+_FIELDS = tuple(field.name for field in fields(PolicyLoss))
+
+
+@functools.lru_cache(maxsize=64)
+def decode(text: str) -> PolicyLoss:
+    """What `encode` encoded."""
+    found: dict[str, Any] = {}
+    for field, word in zip(fields(PolicyLoss), text.split(), strict=True):
+        is_text = isinstance(field.default, str)
+        found[field.name] = word if is_text else None if word == "None" else float(word)
+    return PolicyLoss(**found)

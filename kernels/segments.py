@@ -10,20 +10,26 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from r1fast.kernels.checks import describe
+
 
 class Segments:
     """Sequence n is tokens cu_seqlens[n] to cu_seqlens[n + 1]; empty ones are legal. `mask_T` True: the token counts.
 
-    `keep_T`: the mask as numbers. `length_N`: unmasked tokens of each sequence, at least 1, to divide by.
+    `keep_T`: the mask as numbers. `length_N`: unmasked tokens of each sequence, at least 1, to divide by; given where
+    only a part of each sequence is here.
     """
 
-    def __init__(self, cu_seqlens: Tensor, mask_T: Tensor | None, like_T: Tensor) -> None:
+    def __init__(
+        self, cu_seqlens: Tensor, mask_T: Tensor | None, like_T: Tensor, length_N: Tensor | None = None
+    ) -> None:
         self.mask_T = mask_T
         self.offsets = cu_seqlens.long()
         position_T = torch.arange(len(like_T), device=like_T.device)
         self.sequence_T = torch.searchsorted(self.offsets[1:], position_T, right=True)
         self.keep_T = self.masked(torch.ones_like(like_T))
-        self.length_N = self.sum_of_each(self.keep_T).clamp(min=1)
+        here_N = self.sum_of_each(self.keep_T) if length_N is None else length_N.to(like_T.dtype)
+        self.length_N = here_N.clamp(min=1)
 
     def masked(self, values_T: Tensor) -> Tensor:
         """0 in masked places, whatever stands there."""
@@ -51,8 +57,8 @@ class Segments:
         return values_T.amax() if sign > 0 else values_T.amin()
 
 
-def check_segments(cu_seqlens: Tensor, num_sequences: int, num_tokens: int, device: torch.device) -> None:
-    """Raises ValueError unless integer [N + 1] on `device`, and, on the CPU, rising from 0 to T."""
+def check_segments(cu_seqlens: Tensor, num_sequences: int, device: torch.device) -> None:
+    """Raises ValueError unless integer [N + 1] on `device`."""
     if (
         cu_seqlens.shape != (num_sequences + 1,)
         or cu_seqlens.dtype not in (torch.int32, torch.int64)
@@ -60,12 +66,16 @@ def check_segments(cu_seqlens: Tensor, num_sequences: int, num_tokens: int, devi
     ):
         raise ValueError(
             f"cu_seqlens must be int32 or int64 [{num_sequences + 1}] on {device} (one sequence per advantage), it is "
-            f"{cu_seqlens.dtype} {list(cu_seqlens.shape)} on {cu_seqlens.device}"
+            f"{describe(cu_seqlens)}"
         )
-    if device.type == "cpu":
-        bounds = cu_seqlens.tolist()
-        rising = all(low <= high for low, high in pairwise(bounds))
-        if bounds[0] != 0 or bounds[-1] != num_tokens or not rising:
-            raise ValueError(
-                f"cu_seqlens must rise from 0 to {num_tokens} (the tokens), it is {bounds[:4]} ... {bounds[-1]}"
-            )
+
+
+def check_offsets(cu_seqlens: Tensor, num_tokens: int) -> None:
+    """On the CPU only, where reading a tensor waits for nothing: ValueError unless rising from 0 to T."""
+    if cu_seqlens.device.type != "cpu":
+        return
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != num_tokens or any(low > high for low, high in pairwise(bounds)):
+        raise ValueError(
+            f"cu_seqlens must rise from 0 to {num_tokens} (the tokens), it is {bounds[:4]} ... {bounds[-1]}"
+        )

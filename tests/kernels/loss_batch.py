@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from rounding import INTERPRETED, WIDE
 from torch import Tensor
 
 from r1fast.kernels.grpo_loss import PolicyLoss
@@ -24,13 +25,18 @@ AGGREGATES = ("sequence_mean", "token_mean", "constant")
 PLAIN = PolicyLoss(kl="none", aggregate="constant")
 
 
-def batch(lengths: tuple[int, ...] = (5, 0, 7, 1, 9), seed: int = 0, noise: float = 0.3) -> dict[str, Any]:
-    """Keyword arguments of `grpo_loss` in fp64; a third masked, the fourth sequence whole."""
+RTOL, ATOL = (1e-4, 1e-5) if INTERPRETED else (1e-10, 1e-12)
+
+
+def batch(
+    lengths: tuple[int, ...] = (5, 0, 7, 1, 9), seed: int = 0, noise: float = 0.3, dtype: torch.dtype = WIDE
+) -> dict[str, Any]:
+    """Keyword arguments of `grpo_loss`; a third masked, the fourth sequence whole."""
     generator = torch.Generator().manual_seed(seed)
     total = sum(lengths)
 
     def normal(scale: float, size: int = total) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64) * scale
+        return (torch.randn(size, generator=generator, dtype=torch.float64) * scale).to(dtype)
 
     old = -normal(1.0).abs()
     mask = torch.rand(total, generator=generator) > 1 / 3
@@ -59,6 +65,17 @@ def gradients(function: Any, arguments: dict[str, Any], options: PolicyLoss) -> 
     return loss.detach(), *found
 
 
+def doubled(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same in fp64: what the reference is given."""
+    return {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in arguments.items()}
+
+
+def close(own: Any, exact: Any) -> None:
+    """Within the rounding of the path under test."""
+    for a, b in zip(own, exact, strict=True):
+        torch.testing.assert_close(a.double(), b.double(), rtol=RTOL, atol=ATOL)
+
+
 def permuted(arguments: dict[str, Any], order: list[int]) -> dict[str, Any]:
     """The sequences in another order, or some of them."""
     bounds = list(pairwise(arguments["cu_seqlens"].tolist()))
@@ -72,10 +89,10 @@ def permuted(arguments: dict[str, Any], order: list[int]) -> dict[str, Any]:
 
 def simple(logp: list[float], advantage: float, **more: Any) -> dict[str, Any]:
     """One sequence, old log-probs 0."""
-    zeros = torch.zeros(len(logp), dtype=torch.float64)
+    zeros = torch.zeros(len(logp), dtype=WIDE)
     return {
-        "logp_T": torch.tensor(logp, dtype=torch.float64),
-        "advantage_N": torch.tensor([advantage], dtype=torch.float64),
+        "logp_T": torch.tensor(logp, dtype=WIDE),
+        "advantage_N": torch.tensor([advantage], dtype=WIDE),
         "cu_seqlens": torch.tensor([0, len(logp)]),
         "old_logp_T": zeros,
         "entropy_T": zeros,

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from loss_batch import LEVELS, PLAIN, batch, gradients, simple
+from loss_batch import LEVELS, PLAIN, batch, doubled, gradients, simple
+from rounding import INTERPRETED, WIDE
 from torch import Tensor
 
 from r1fast.kernels.grpo_loss import K3_LINEAR_FROM, PolicyLoss, grpo_loss, grpo_loss_reference
@@ -18,9 +19,9 @@ def test_without_old_log_probs_the_ratio_is_1_and_the_gradient_minus_the_advanta
     for level in LEVELS:
         arguments = simple([-1.0, -2.0, -3.0], 0.7, old_logp_T=None)
         loss, dlogp, _ = gradients(grpo_loss, arguments, replace(PLAIN, level=level))
-        torch.testing.assert_close(loss, torch.tensor(-2.1, dtype=torch.float64))
+        torch.testing.assert_close(loss, torch.tensor(-2.1, dtype=WIDE))
         slope = -2.1 if level == "sequence_sum" else -0.7  # R1's product of ratios has every token's in it
-        torch.testing.assert_close(dlogp, torch.full((3,), slope, dtype=torch.float64))
+        torch.testing.assert_close(dlogp, torch.full((3,), slope, dtype=WIDE))
         metrics = grpo_loss(**arguments, options=PLAIN)[1]
         assert metrics["ratio_sum"] == 3 and metrics["ratio_min"] == metrics["ratio_max"] == 1
 
@@ -40,12 +41,22 @@ def test_without_old_log_probs_the_ratio_is_1_and_the_gradient_minus_the_advanta
 )
 def test_the_edges_of_the_clip(ratio: float, advantage: float, slope: float) -> None:
     options = replace(PLAIN, clip_low=0.25, clip_high=0.25)
-    # old log-probs such that exp(logp - old) is the ratio to the last bit: logp = 0, old = -log(ratio)
     logp = math.log(ratio)
     assert math.exp(logp) == ratio or ratio not in (1.25, 0.75)
+    if INTERPRETED and ratio in (1.25, 0.75):
+        pytest.skip("in fp32 exp(log(ratio)) is not the ratio to the last bit; the next test has an edge that is")
     for function in (grpo_loss, grpo_loss_reference):
         _, dlogp, _ = gradients(function, simple([logp], advantage), options)
-        assert float(dlogp) == pytest.approx(slope, abs=1e-12)
+        assert float(dlogp) == pytest.approx(slope, abs=2e-7 if INTERPRETED else 1e-12)
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0, 0.0])
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_ratio_of_exactly_1_on_a_clip_at_exactly_1(advantage: float, level: str) -> None:
+    options = replace(PLAIN, clip_low=0.0, clip_high=0.0, level=level)
+    for function in (grpo_loss, grpo_loss_reference):
+        _, dlogp, _ = gradients(function, simple([0.0], advantage), options)
+        assert float(dlogp) == -advantage
 
 
 def test_the_dual_clip_is_the_delta() -> None:
@@ -53,7 +64,7 @@ def test_the_dual_clip_is_the_delta() -> None:
         options = replace(PLAIN, **bound)
         loss, dlogp, _ = gradients(grpo_loss, simple([math.log(2.0), math.log(5.0)], -1.0), options)
         assert float(loss) == pytest.approx(2 + 3)
-        torch.testing.assert_close(dlogp, torch.tensor([2.0, 0.0], dtype=torch.float64))
+        torch.testing.assert_close(dlogp, torch.tensor([2.0, 0.0], dtype=WIDE))
         metrics = grpo_loss(**simple([math.log(2.0), math.log(5.0)], -1.0), options=options)[1]
         assert metrics["clip_dual_sum"] == 1 and metrics["clip_high_sum"] == 0
 
@@ -91,11 +102,7 @@ def test_k3_is_exact_for_close_policies_and_pulls_back_from_far_ones() -> None:
         torch.testing.assert_close(slope[:4], -torch.expm1(d[:4]) if kl == "k3" else -d[:4], rtol=1e-5, atol=0)
         arguments["entropy_T"] = arguments["old_logp_T"] = torch.zeros(len(d))
         own = gradients(grpo_loss, arguments, replace(options, kl=kl))
-        exact = {
-            k: v.detach().double() if isinstance(v, Tensor) and v.is_floating_point() else v
-            for k, v in arguments.items()
-        }
-        expected = gradients(grpo_loss_reference, exact, replace(options, kl=kl))
+        expected = gradients(grpo_loss_reference, doubled(arguments), replace(options, kl=kl))
         torch.testing.assert_close([part.double() for part in own], list(expected), rtol=1e-5, atol=1e-9)
     one = {name: arguments[name][:1].detach() for name in ("logp_T", "ref_logp_T", "old_logp_T", "entropy_T")}
     small = arguments | one | {"cu_seqlens": torch.tensor([0, 1])}
@@ -103,13 +110,13 @@ def test_k3_is_exact_for_close_policies_and_pulls_back_from_far_ones() -> None:
 
 
 def test_a_group_without_a_winner_keeps_its_kl_gradient() -> None:
-    arguments = batch() | {"advantage_N": torch.zeros(5, dtype=torch.float64)}
+    arguments = batch() | {"advantage_N": torch.zeros(5, dtype=WIDE)}
     _, dlogp, _ = gradients(grpo_loss, arguments, PolicyLoss(kl_coef=0.1))
     assert (dlogp != 0).equal(arguments["mask_T"])
 
 
 def test_kl_off_never_reads_the_reference() -> None:
-    poisoned = batch() | {"ref_logp_T": torch.full((22,), math.nan, dtype=torch.float64)}
+    poisoned = batch() | {"ref_logp_T": torch.full((22,), math.nan, dtype=WIDE)}
     for options in (PolicyLoss(kl="none"), PolicyLoss(kl_coef=0.0)):
         for own, plain in zip(
             gradients(grpo_loss, poisoned, options),
@@ -151,7 +158,7 @@ def test_bad_options_raise(options: dict[str, Any], message: str) -> None:
         ({"rollout_logp_T": None}, {"correction": "mask"}, "correction = 'mask' needs rollout_logp"),
         ({"entropy_T": None}, {"entropy_coef": 0.1}, "entropy_coef = 0.1 needs entropy"),
         ({"logp_T": torch.zeros(22, dtype=torch.bfloat16)}, {}, "logp must be float32"),
-        ({"old_logp_T": torch.zeros(21)}, {}, "old_logp must be floating and match"),
+        ({"old_logp_T": torch.zeros(21)}, {}, r"old_logp must be floating \[22\]"),
         ({"mask_T": torch.ones(22)}, {}, "mask must be bool"),
         ({"advantage_N": torch.zeros(4)}, {}, r"cu_seqlens must be int32 or int64 \[5\]"),
         ({"advantage_N": torch.zeros(5, dtype=torch.long)}, {}, r"advantage must be floating \[N\]"),

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from linear_batch import Watch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from r1fast.kernels.linear_logprob import linear_logprob, linear_logprob_reference
 from r1fast.kernels.token_logprob import TokenLogprob
@@ -126,21 +126,6 @@ def test_the_same_bits_every_time(dtype: torch.dtype) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-class Largest(TorchDispatchMode):
-    """Bytes of the largest tensor that any op returned, and the number of products."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = self.products = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.products += func.overloadpacket.__name__ in ("mm", "addmm", "addmm_")
-        if isinstance(result, Tensor):
-            self.bytes = max(self.bytes, result.numel() * result.element_size())
-        return result
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_tensor_passes_the_budget(dtype: torch.dtype) -> None:
     hidden, weight, _, targets = inputs(400, 3000, dtype=dtype)
@@ -148,7 +133,7 @@ def test_no_tensor_passes_the_budget(dtype: torch.dtype) -> None:
     assert 400 * 3000 * dtype.itemsize > 2 * budget
     hidden.requires_grad_()
     weight.requires_grad_()
-    with Largest() as largest:
+    with Watch() as largest:
         loss(linear_logprob(hidden, weight, targets, entropy=True, memory_budget_bytes=budget)).backward()
     assert largest.bytes <= budget
     with pytest.raises(ValueError, match=r"memory_budget_bytes = 1000 holds no token .* give at least \d+"):
@@ -164,7 +149,7 @@ def test_only_what_is_needed_is_computed(needs: tuple[bool, bool, bool]) -> None
     assert result.logp.requires_grad == any(needs)
     if any(needs):
         total = loss(result)
-        with Largest() as largest:
+        with Watch() as largest:
             total.backward()
         assert largest.products == 1 + needs[0] + needs[1]  # logits, dhidden, dweight
     for part, need, expected in zip((hidden, weight, bias), needs, full, strict=True):

@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rounding import slack
 from torch import Tensor
 
-from r1fast.kernels import token_logprob as module
+from r1fast.kernels import rows as module
 from r1fast.kernels.token_logprob import TokenLogprob, token_logprob, token_logprob_reference
 
 
@@ -60,6 +61,7 @@ def test_values_and_gradients_against_fp64(
     if num_tokens:
         truth_gradient = gradient(truth, exact)
         allowed = 2 * (gradient(same, plain).double() - truth_gradient).abs().max() + 2e-6
+        allowed += slack(dtype) * truth_gradient.abs().max()
         assert (gradient(result, own).double() - truth_gradient).abs().max() <= allowed
 
 
