@@ -17,7 +17,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 LEAST_GAIN = 0.10
 MOST_MINUTES = 60.0
-WINDOW = 5  # steps of the moving mean; a step has 64 samples
+WINDOW = 5  # steps of the moving mean; a step has 128 samples
 
 
 def moving_mean(values: list[float], window: int = WINDOW) -> list[float]:
@@ -32,7 +32,7 @@ def curve(lines: list[dict[str, Any]], quantity: str) -> tuple[list[int], list[f
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> None:
-    """Two panels: training samples at T=1 (moving mean) and the dev problems at T=0.6."""
+    """Two panels: training samples at T=0.8 (moving mean) and the dev problems at T=0.6."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -40,7 +40,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     panels = (
-        ("training samples, T = 1, mean of 5 steps", ("accuracy", "accuracy_any", "format")),
+        ("training samples, T = 0.8, mean of 5 steps", ("accuracy", "accuracy_any", "format")),
         ("dev problems, T = 0.6, top-p 0.95", ("dev/accuracy", "dev/accuracy_any", "dev/format")),
     )
     labels = ("strict accuracy", "lenient accuracy (format ignored)", "format")
@@ -53,8 +53,8 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
         axis.set_xlabel("optimizer step")
         axis.set_ylim(0, 1)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8, loc="upper left")
-    figure.suptitle("R1-Zero on SmolLM2-135M-Instruct, one-digit chain sums, 2 CPU cores", fontsize=11)
+    axes[0].legend(fontsize=8, loc="lower right")
+    figure.suptitle("R1-Zero on SmolLM2-135M-Instruct, sums of three one-digit terms, 2 CPU cores", fontsize=11)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
