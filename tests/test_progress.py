@@ -21,6 +21,7 @@ from r1fast.context import RunContext, read_lines
 from r1fast.metrics import read_metrics
 from r1fast.progress import Progress
 from r1fast.stop import Stopped
+from r1fast.tiny.tokenizer import build_tokenizer
 
 STAGE = "sft_1"
 
@@ -47,7 +48,7 @@ def context(config: Config, tmp_path: Path, said: io.StringIO) -> Iterator[RunCo
 def do(context: RunContext, progress: Progress, *steps: int) -> None:
     for step in steps:
         context.log(STAGE, step, {"loss": float(step)})
-        context.write_samples(STAGE, step, [scored(math_prompt(), "7")])
+        context.write_samples(STAGE, step, [scored(math_prompt(), "7")], build_tokenizer())
         progress.step_done(step, lambda done=step: {"weights": torch.full((2,), float(done))})  # type: ignore[misc]
 
 
