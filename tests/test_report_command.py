@@ -39,6 +39,6 @@ def test_bad_input_is_2_with_a_reason(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_a_directory_that_cannot_be_written_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_config(tmp_path / "a", "base")
-    target = tmp_path / "no" / "such" / "page.html"
+    target = tmp_path / "a" / "config.toml" / "page.html"  # within a file
     assert cli.main(["report", str(tmp_path / "a"), "--out", str(target)]) == 2
     assert os.fspath(target.parent) in capsys.readouterr().err

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import r1fast
+from r1fast.atomic import atomic_file
 from r1fast.report.contents import compare, read_run
 
 REPORT_FILE = "report.html"
@@ -44,15 +45,8 @@ def write_report(
     data |= {"version": r1fast.__version__, "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     name = REPORT_FILE if other is None else f"compare-{Path(other).resolve().name}.html"
     path = first / name if out is None else out
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(page(data))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path, "wb") as file:
+        file.write(page(data))
     return path
 
 
