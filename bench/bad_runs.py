@@ -36,7 +36,7 @@ RL = (
     "--recipe tiny --run.tensorboard false --pipeline.stages r1_zero --stages.r1_zero.steps 20 "
     "--rl.prompts_per_step 8 --rl.dev_every_steps 0 --data.num_train 512"
 )
-OWN = "--model model --data.num_dev 64 --data.num_held_out 64 --rl.dev_problems 64"
+OWN = "--model model --model.template chat --data.num_dev 64 --data.num_held_out 64 --rl.dev_problems 64"
 SHORT = "--recipe smoke --run.tensorboard false --rl.dev_every_steps 0"
 SFT = f"{SHORT} --pipeline.stages r1_zero,cold_start,sft_1"
 REWARD_MODELS = f"{SHORT} --pipeline.stages r1_zero,cold_start,sft_1,rl_1,rejection,sft_2,reward_models"
@@ -49,8 +49,8 @@ RUNS: dict[str, str] = {
     ),
     "lr_beyond_reason": f"{RL} --rl.lr 1e6",
     "lr_too_low": f"{RL} --rl.lr 1e-9",
-    "temperature_too_low": f"{RL} --rl.temperature 0.05",
-    "template_without_tags": f"{RL} --model.template none",
+    "temperature_too_low": f"{RL} --rl.temperature 0.05".replace("r1_zero", "student_rl"),
+    "template_of_unknown_words": f"{RL} {OWN} --data answers.jsonl".replace("template chat", "template r1_zero"),
     "answers_of_other_questions": f"{RL} {OWN} --data answers-shifted.jsonl",
     "answers_that_hang": f"{RL} {OWN} --data answers-hard.jsonl",
     "rollouts_too_old": f"{RL} --rl.lr 5e-3 --rl.updates_per_rollout 10",
@@ -76,9 +76,9 @@ def prepare(scratch: Path) -> None:
     rows = [{"id": p.id, "prompt": p.text, "answer": p.answer, "language": p.language} for p in prompts]
     shifted = [{**row, "answer": rows[n - 1]["answer"]} for n, row in enumerate(rows)]
     hard = [{**row, "answer": HARD} if n % HARD_EVERY == 0 else row for n, row in enumerate(rows)]
-    for name, lines in (("shifted", shifted), ("hard", hard)):
+    for name, lines in (("answers", rows), ("answers-shifted", shifted), ("answers-hard", hard)):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines)
-        (scratch / f"answers-{name}.jsonl").write_text(text, encoding="utf-8")
+        (scratch / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
 def record(name: str, scratch: Path) -> int:

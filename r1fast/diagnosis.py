@@ -7,6 +7,7 @@ Pure: no state, no files. Quantities are those of a stage's lines in `metrics.js
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -184,11 +185,14 @@ def _unparsed(window: Window) -> str | None:
 
 def _kl(window: Window) -> str | None:
     values = window.values("kl")
-    if not values or max(values[-3:]) < 0.5 or values[-1] < 3 * max(values[0], 1e-3):
+    if not values:
+        return None
+    first, last = values[0], statistics.median(values[-3:])  # a refresh of the reference puts it back to 0
+    if last < 0.5 or last < 3 * max(first, 1e-3):
         return None
     return (
-        f"KL to the reference grew from {values[0]:.3f} to {values[-1]:.3f} nats a token: the policy runs away; lower "
-        "lr, raise kl_coef, or refresh the reference more often"
+        f"KL to the reference grew from {first:.3f} to {last:.3f} nats a token: the policy runs away; lower lr, raise "
+        "kl_coef, or refresh the reference more often"
     )
 
 

@@ -228,10 +228,11 @@ def test_another_process_in_the_same_run(tmp_path: Path, capsys: pytest.CaptureF
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         assert main([*SHORT, "--run", str(run_dir)]) == 2
         holder.communicate("\n")
-    message = capsys.readouterr().err
+    waiting, message = capsys.readouterr().err.splitlines()
+    assert waiting == f"r1fast: {run_dir} is in use by process {holder.pid}; waiting 5 s"
     assert message == (
         f"r1fast: run directory {run_dir} is in use by process {holder.pid}; wait until it ends, stop it (kill "
-        f"{holder.pid}), or choose another directory with --run.dir DIR\n"
+        f"{holder.pid}), or choose another directory with --run.dir DIR"
     )
     assert [path.name for path in run_dir.iterdir()] == [".lock"]
 

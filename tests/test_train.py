@@ -74,6 +74,7 @@ def test_a_failure_is_not_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         main([*SHORT, "--run", str(tmp_path / "run")])
 
 
+@pytest.mark.parametrize(("moment", "saved"), [("_collect", 1), ("_update", 2)])
 def test_sigterm_saves_and_the_same_command_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str, saved: int
 ) -> None:
