@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Stopped(Exception):
-    """SIGTERM arrived; what was saved stays, the next launch continues."""
+class Stopped(BaseException):
+    """SIGTERM arrived; what was saved stays, the next launch continues. No error: `except Exception` lets it pass."""
 
 
 class StopRequest:

@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 DYING = Path(__file__).with_name("dying.py")
 # Times, memory and versions may differ between two runs.
 FREE = frozenset({"wall_s", "peak_pss_bytes", "versions"})
-# What says something of the processes, and what is compared in another way.
-FREE_FILES = frozenset({".lock", ".lock.1", ".peak_pss_bytes", "config.toml", METRICS_FILE})
+# What says something of the processes, what shows times, and what is compared in another way.
+FREE_FILES = frozenset({".lock", ".lock.1", ".peak_pss_bytes", "config.toml", "report.html", METRICS_FILE})
 # The kernel has this long to end the workers of a killed launcher: far more than it needs on a busy machine.
 LAST_WORKER_S = 20.0
 
