@@ -1,6 +1,6 @@
 """Every configuration in which a Triton kernel can be launched, and what its machine code may take.
 
-`python -m bench.launches [--json FILE]` compiles all of them for sm_80 and sm_90 with no GPU, prints the table and
+`python -m bench.launches [--common] [--json FILE]` compiles all of them for sm_80 and sm_90 with no GPU, prints the table and
 exits 1 where one spills, passes its budget of registers or loads its rows in narrow pieces.
 """
 
@@ -172,11 +172,14 @@ def row(case: Case, binary: Binary) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--common", action="store_true", help="only what training and scoring launch")
     parser.add_argument("--json", type=Path, help="write the table there")
     table, faulty = [], 0
     arguments = parser.parse_args()
     print(f"{'kernel':58} sm  regs stack shared threads/SM  loads by bytes")
     for case in CASES:
+        if arguments.common and not case.common:
+            continue
         launch = case.launch()
         for architecture in ARCHITECTURES:
             binary = launch.compile(architecture)

@@ -393,5 +393,6 @@ def launch(
             BLOCK=BLOCK_T,
             BLOCK_PROGRAMS=BLOCK_N,
             num_warps=NUM_WARPS,
+            enable_fp_fusion=True,
         )
     return values_M, dlogp_T, dentropy_T
