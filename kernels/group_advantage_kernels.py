@@ -102,5 +102,6 @@ def launch(rewards_N: Tensor, group_N: Tensor, baseline: str, scale: str, unbias
                 BLOCK_OWN=BLOCK_I,
                 BLOCK_OTHER=BLOCK_J,
                 num_warps=NUM_WARPS,
+                enable_fp_fusion=True,
             )
     return out_N

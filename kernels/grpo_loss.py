@@ -145,7 +145,7 @@ def evaluate(
     chosen = decode(options)
     tokens: Tokens = {"old_logp": old_logp_T, "ref_logp": ref_logp_T, "rollout_logp": rollout_logp_T}
     tokens |= {"log_kept_mass": log_kept_mass_T, "entropy": entropy_T}
-    total = denominator if denominator_tensor is None else denominator_tensor
+    total = denominator if denominator_tensor is None else denominator_tensor.to(logp_T.device, logp_T.dtype)
     if uses_triton(logp_T):
         from r1fast.kernels.grpo_loss_kernels import launch
 

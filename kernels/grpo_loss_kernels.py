@@ -341,7 +341,7 @@ def launch(
         given["ref_logp"] = None
     unread = logp_T
     number = 1.0 if isinstance(denominator, Tensor) else denominator
-    denominator_tensor = denominator.to(logp_T.device) if isinstance(denominator, Tensor) else None
+    denominator_tensor = denominator if isinstance(denominator, Tensor) else None
     num_sequences = len(advantage_N)
     programs = max(1, num_sequences)
     scratch = torch.zeros(len(VALUES) * (1 + programs), dtype=torch.int32, device=logp_T.device)
@@ -393,5 +393,6 @@ def launch(
             BLOCK=BLOCK_T,
             BLOCK_PROGRAMS=BLOCK_N,
             num_warps=NUM_WARPS,
+            enable_fp_fusion=True,
         )
     return values_M, dlogp_T, dentropy_T

@@ -59,10 +59,9 @@ class PolicyLoss:
     """The caller's denominator is then the global number of sequences, of tokens, or any constant (Dr. GRPO)."""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
+        for name, choices in _CHOICES.items():
             value = getattr(self, name)
-            choices = get_args(hint)
-            if choices and isinstance(choices[0], str):
+            if choices:
                 if value not in choices:
                     raise ValueError(f"{name} = {value!r} must be one of {', '.join(choices)}")
             elif value is not None and math.isnan(value):
@@ -128,6 +127,11 @@ class PolicyLoss:
 
 
 _FIELDS = tuple(field.name for field in fields(PolicyLoss))
+_CHOICES = {
+    name: tuple(choice for choice in get_args(hint) if isinstance(choice, str))
+    for name, hint in get_type_hints(PolicyLoss).items()
+}
+"""The words that a field may hold, none for a number."""
 
 
 @functools.lru_cache(maxsize=64)

@@ -23,7 +23,7 @@ FLOOR = tl.constexpr(-1e30)  # exp2 of it is 0, and 0 x FLOOR is 0 where 0 x -in
 # One size for all vocabularies: 16 elements a thread keep 2 (bf16) or 4 (fp32) loads of 16 bytes in flight, and 32
 # registers leave room for 2,048 threads on an SM. A smaller vocabulary masks the rest, which costs nothing that counts.
 BLOCK_V = 4096
-NUM_WARPS = 8
+OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": True}
 
 
 @triton.jit
@@ -253,12 +253,12 @@ def put_gradients(
 def forward_options(dtype: torch.dtype, *, softcap: bool, entropy: bool) -> dict[str, Any]:
     """Compile-time arguments of the forward kernel."""
     vec = 16 // dtype.itemsize
-    return {"HAS_SOFTCAP": softcap, "ENTROPY": entropy, "BLOCK": BLOCK_V, "VEC": vec, "num_warps": NUM_WARPS}
+    return {"HAS_SOFTCAP": softcap, "ENTROPY": entropy, "BLOCK": BLOCK_V, "VEC": vec, **OPTIONS}
 
 
 def backward_options(*, softcap: bool, entropy: bool) -> dict[str, Any]:
     """Compile-time arguments of the backward kernel."""
-    return {"HAS_SOFTCAP": softcap, "ENTROPY": entropy, "BLOCK": BLOCK_V, "num_warps": NUM_WARPS}
+    return {"HAS_SOFTCAP": softcap, "ENTROPY": entropy, "BLOCK": BLOCK_V, **OPTIONS}
 
 
 def _temperature(scaling: Scaling, like: Tensor) -> tuple[float, Tensor | None]:

@@ -40,7 +40,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_report_header() -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none, tests marked gpu are skipped"
-    return f"torch {torch.__version__}, gpu: {device}"
+    path = "interpreted" if os.environ.get("TRITON_INTERPRET") == "1" else "TRITON_INTERPRET=1 pytest tests/kernels"
+    return f"torch {torch.__version__}, gpu: {device}, Triton kernels on the CPU: {path}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

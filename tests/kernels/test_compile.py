@@ -1,0 +1,88 @@
+"""torch.compile of a caller: one graph, and no new one for another length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.testing
+from rounding import INTERPRETED
+from torch import Tensor
+
+from r1fast.kernels.group_advantage import group_advantage
+from r1fast.kernels.grpo_loss import PolicyLoss, grpo_loss
+from r1fast.kernels.linear_grpo import linear_grpo_loss
+from r1fast.kernels.linear_logprob import linear_logprob
+from r1fast.kernels.token_logprob import token_logprob
+
+if INTERPRETED:
+    pytest.skip("the interpreter patches triton.language, which Dynamo reads", allow_module_level=True)
+
+VOCABULARY, WIDTH = 11, 6
+
+
+def inputs(num_tokens: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(num_tokens)
+    return {
+        "hidden": torch.randn(num_tokens, WIDTH, generator=generator, requires_grad=True),
+        "weight": torch.randn(VOCABULARY, WIDTH, generator=generator, requires_grad=True),
+        "targets": torch.randint(VOCABULARY, (num_tokens,), generator=generator),
+        "rewards": torch.randn(3, generator=generator),
+        "offsets": torch.tensor([0, 1, 1, num_tokens]),
+        "old": -torch.rand(num_tokens, generator=generator),
+    }
+
+
+def from_logits(hidden: Tensor, weight: Tensor, targets: Tensor, **_: Tensor) -> Tensor:
+    rows = token_logprob(hidden @ weight.T * 2, targets, temperature=0.7, entropy=True)
+    assert rows.entropy is not None
+    return (rows.logp.exp() + 0.1 * rows.entropy).sum()
+
+
+def composed(hidden: Tensor, weight: Tensor, targets: Tensor, rewards: Tensor, offsets: Tensor, old: Tensor) -> Tensor:
+    advantage = group_advantage(rewards, torch.zeros(3, dtype=torch.int64))
+    rows = linear_logprob(hidden * 2, weight, targets, entropy=True)
+    loss, metrics = grpo_loss(
+        rows.logp,
+        advantage,
+        offsets,
+        old_logp_T=old,
+        entropy_T=rows.entropy,
+        denominator=3.0,
+        options=PolicyLoss(kl="none", entropy_coef=0.1),
+    )
+    return loss * 2 + metrics["entropy_sum"] * 0
+
+
+def fused(hidden: Tensor, weight: Tensor, targets: Tensor, rewards: Tensor, offsets: Tensor, old: Tensor) -> Tensor:
+    loss, _ = linear_grpo_loss(
+        hidden * 2,
+        weight,
+        targets,
+        rewards,
+        offsets,
+        old_logp_T=old,
+        ref_logp_T=old,
+        denominator=3.0,
+        options=PolicyLoss(kl="k3", dual_clip=3.0),
+    )
+    return loss * 2
+
+
+@pytest.mark.parametrize("caller", [from_logits, composed, fused])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_one_graph_for_all_lengths(caller: Callable[..., Tensor], backend: str) -> None:
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+    compiled: Any = torch.compile(caller, backend=counter, fullgraph=True)
+    graphs = []
+    for num_tokens in (4, 7, 9, 12):
+        parts = inputs(num_tokens)
+        leaves = parts["hidden"], parts["weight"]
+        own = torch.autograd.grad(compiled(**parts), leaves)
+        torch.testing.assert_close(own, torch.autograd.grad(caller(**parts), leaves))
+        graphs.append(counter.frame_count)
+    # the second length makes the dimension dynamic; after it, nothing compiles again
+    assert graphs[0] == 1 and graphs[1] == graphs[-1] <= 2
