@@ -1,7 +1,7 @@
 """Every configuration in which a Triton kernel can be launched, and what its machine code may take.
 
-`python -m bench.launches [--common] [--json FILE]` compiles all of them for sm_80 and sm_90 with no GPU, prints the table and
-exits 1 where one spills, passes its budget of registers or loads its rows in narrow pieces.
+`python -m bench.launches [--common] [--json FILE]` compiles all of them for sm_80 and sm_90 with no GPU, prints the
+table and exits 1 where one spills, passes its budget of registers or loads its rows in narrow pieces.
 """
 
 from __future__ import annotations
