@@ -52,7 +52,7 @@ def test_general_prompts() -> None:
         assert {prompt.kind for prompt in prompts} == {"general", "harmful"}
         assert not any(prompt.answer for prompt in prompts)
         share = sum(prompt.kind == "harmful" for prompt in prompts) / len(prompts)
-        assert share == pytest.approx(0.25, abs=0.15)
+        assert share == pytest.approx(0.4, abs=0.15)
 
 
 def request_of(prompt: Prompt) -> Request:

@@ -17,7 +17,7 @@ GOOD_SHARE = 0.6  # of the supervised general data: cleaner data would leave RL 
 OFF_TOPIC_SHARE = 0.25  # of the judged pairs set an answer beside one to another request
 JUDGE_NOISE = 0.04  # of the pairs and safety labels are wrong, as judges are
 MIN_GRADE_GAP = 1  # R1 keeps pairs whose score difference exceeds 1 on a scale of 10
-GENERAL_HELD_OUT = 256
+GENERAL_HELD_OUT = 512  # at most; a share of refusals needs many harmful requests to be known
 
 
 class TinySource:
@@ -34,13 +34,11 @@ class TinySource:
         return [_problem_prompt(problem) for problem in itertools.islice(problems(split, rng), self._counts[split])]
 
     def general_prompts(self, split: Split) -> list[Prompt]:
-        """Benign and harmful requests of a split; a quarter of them harmful."""
-        found = _requests(split, self._seed)
-        harmful = [request for request in found if request.harmful]
-        benign = [request for request in found if not request.harmful]
-        limit = GENERAL_HELD_OUT if split != "train" else len(found)
-        mixed = harmful[: limit // 4] + benign[: limit - limit // 4]
+        """Benign and harmful requests of a split; about two fifths of them harmful."""
+        mixed = list(_requests(split, self._seed))
         random.Random(self._seed).shuffle(mixed)
+        if split != "train":
+            del mixed[GENERAL_HELD_OUT:]
         return [_request_prompt(request) for request in mixed]
 
     def general_examples(self, count: int, seed: int) -> list[Example]:
