@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 RECORDINGS = ROOT / "tests" / "data" / "runs"
 DIGITS = 5  # significant ones that a recording keeps
 HARD = r"9^{9^{9^{9}}}"  # an answer that no verifier finishes reading
-HARD_EVERY = 16  # one of so many answers
+HARD_EVERY = 40  # one of so many answers
 KILL_AFTER_LINES = 12
 
 RL = (
@@ -43,7 +43,7 @@ REWARD_MODELS = f"{SHORT} --pipeline.stages r1_zero,cold_start,sft_1,rl_1,reject
 
 # Name -> the options of the misconfigured run. The scratch directory has `model` (the embedded teacher) and its data.
 RUNS: dict[str, str] = {
-    "max_tokens_too_small": f"{RL} --rl.max_tokens 22",
+    "max_tokens_too_small": f"{RL} --rl.max_tokens 9",
     "lr_too_high": f"{RL} --rl.lr 1e-2 --rl.reference_refresh_steps 0 --data.num_held_out 64".replace(
         "stages r1_zero", "stages base,r1_zero,evaluation"
     ),
@@ -52,11 +52,11 @@ RUNS: dict[str, str] = {
     "temperature_too_low": f"{RL} --rl.temperature 0.05".replace("r1_zero", "student_rl"),
     "template_of_unknown_words": f"{RL} {OWN} --data answers.jsonl".replace("template chat", "template r1_zero"),
     "answers_of_other_questions": f"{RL} {OWN} --data answers-shifted.jsonl",
-    "answers_that_hang": f"{RL} {OWN} --data answers-hard.jsonl",
-    "rollouts_too_old": f"{RL} --rl.lr 5e-3 --rl.updates_per_rollout 10",
-    "gradient_clipping_too_tight": f"{RL} --optimizer.max_grad_norm 0.01",
+    "answers_that_hang": f"{RL} {OWN} --data answers-hard.jsonl".replace("step 8", "step 16"),
+    "rollouts_too_old": f"{RL} --rl.lr 5e-3 --rl.updates_per_rollout 5".replace("steps 20", "steps 40"),
+    "gradient_clipping_too_tight": f"{RL} --optimizer.max_grad_norm 1e-8",
     "entropy_bonus_too_large": f"{RL} --loss.entropy_coef 1.0",
-    "bfloat16_at_a_high_lr": f"{RL} --run.dtype bfloat16 --rl.lr 5e-3 --rl.reference_refresh_steps 0",
+    "positions_that_change_with_length": f"{RL} {OWN} --data answers.jsonl".replace("model model", "model longrope"),
     "killed": RL,
     "sft_lr_too_high": f"{SFT} --stages.sft_1.steps 30 --stages.sft_1.lr 1.0 --stages.sft_1.lr_final 1.0",
     "sft_lr_too_low": f"{SFT} --stages.sft_1.steps 30 --stages.sft_1.lr 1e-9 --stages.sft_1.lr_final 1e-9",
@@ -70,8 +70,19 @@ RUNS: dict[str, str] = {
 
 
 def prepare(scratch: Path) -> None:
-    """The model as a directory of its own, and questions of its world with answers that are wrong or hang."""
+    """The model as a directory of its own, and questions of its world with answers that are right, wrong or hang.
+
+    `longrope`: the model with frequencies that change for all positions once any is beyond a limit, as Phi-3's do. A
+    completion that passes it was sampled with two sets of them, and is trained on with one.
+    """
     shutil.copytree(WEIGHTS / "teacher", scratch / "model")
+    shutil.copytree(WEIGHTS / "teacher", scratch / "longrope")
+    config = scratch / "longrope" / "config.json"
+    fields = json.loads(config.read_text(encoding="utf-8"))
+    pairs = fields["head_dim"] // 2
+    scaling = {"rope_type": "longrope", "short_factor": [1.0] * pairs, "long_factor": [1.1] * pairs}
+    fields["rope_parameters"] |= {**scaling, "attention_factor": 1.0, "original_max_position_embeddings": 68}
+    config.write_text(json.dumps(fields), encoding="utf-8")
     prompts = open_source(parse([]).config).prompts("train")[:600]
     rows = [{"id": p.id, "prompt": p.text, "answer": p.answer, "language": p.language} for p in prompts]
     shifted = [{**row, "answer": rows[n - 1]["answer"]} for n, row in enumerate(rows)]

@@ -14,6 +14,7 @@ from typing import Any
 
 MIN_ROLLOUTS = 8  # fewer say nothing about a trend
 WINDOW = 20  # rollouts that are looked at
+NO_ENTROPY = 0.02  # nats a token
 SOLVED = 0.95  # reward accuracy from which no rise is expected
 
 
@@ -42,12 +43,19 @@ def why_stalled(history: Sequence[Mapping[str, Any]], *, max_grad_norm: float = 
     ]
 
 
-def causes(window: Window, recent: Window | None = None) -> list[str]:
+def causes(window: Window, recent: Window | None = None, *, learns: bool = False) -> list[str]:
     """What keeps a stage from learning, each with figures and a fix; empty where all looks well.
 
-    Shares are read in `recent` (default: the window), trends over the whole window.
+    Shares are read in `recent` (default: the window), trends over the whole window. While a stage `learns`, that its
+    completions lack the format yet is no cause: it is what it learns; nor is tight clipping, which Adam divides out.
+    Where the policy runs away, or does not move at all, equal rewards and a lost format are what follows from it.
     """
-    found = [cause(window) for cause in _TRENDS] + [cause(recent or window) for cause in _SHARES]
+    weights = [cause(window) for cause in _WEIGHTS]
+    found = weights + [cause(window) for cause in _TRENDS]
+    found += [] if learns else [_clipped_gradients(window)]
+    found += [_clipped_ratios(recent or window)]
+    found += [] if any(weights) else [_zero_variance(recent or window)]
+    found += [] if any(weights) or learns else [cause(recent or window) for cause in _FORM]
     return [text for text in found if text]
 
 
@@ -57,10 +65,14 @@ NO_CAUSE = "none of the usual causes shows; try a higher lr, more prompts per st
 
 @dataclass(frozen=True)
 class Window:
-    """Consecutive lines of a stage, as `quantities` gives them; `max_grad_norm`: the clipping, 0 for none."""
+    """Consecutive lines of a stage, as `quantities` gives them; `max_grad_norm`: the clipping, 0 for none.
+
+    entropy_coef: the run's own, NaN where it is not known.
+    """
 
     lines: Sequence[Mapping[str, float]]
     max_grad_norm: float
+    entropy_coef: float = math.nan
 
     def values(self, *names: str) -> list[float]:
         """The first of the named quantities that the lines have, over steps."""
@@ -113,8 +125,10 @@ def _zero_variance(window: Window) -> str | None:
     share = window.mean("zero_variance")
     if not share >= 0.5 or window.mean(*ACCURACY, default=0.0) >= SOLVED:
         return None
-    accuracy = window.mean(*ACCURACY, "reward")
-    if accuracy >= 0.5:
+    accuracy, entropy = window.mean(*ACCURACY, "reward"), window.values("entropy")
+    if entropy and entropy[-1] < NO_ENTROPY:
+        which, fix = "their samples are nearly the same", "raise the temperature"
+    elif accuracy >= 0.5:
         which, fix = "mostly all right", "use harder prompts, or stop here"
     else:
         which, fix = "mostly all wrong", "use easier prompts, a larger group_size or a longer max_tokens"
@@ -141,7 +155,7 @@ def _truncation(window: Window) -> str | None:
             f"{share:.0%} of the completions never end ({length}): the model does not write its end token; check the "
             "template and the tokenizer's eos token, or raise max_tokens"
         )
-    if share >= 0.2:
+    if share >= 0.2 and _kl(window) is None:  # a policy that runs away needs no longer limit
         return (
             f"length hits the limit in {share:.0%} of the samples ({length}), which can hardly earn a reward: raise "
             "max_tokens, or start from a model that ends earlier"
@@ -161,26 +175,37 @@ def _format(window: Window) -> str | None:
     )
 
 
-def _unparsed(window: Window) -> str | None:
+def _outcomes(window: Window) -> dict[str, float]:
+    """How the answers were judged, counted over the window."""
     counts: dict[str, float] = {}
     for line in window.lines:
         for key, value in line.items():
             if key.startswith(("outcome/accuracy/", "outcome/gym/")):
                 outcome = key.rpartition("/")[2].removesuffix("_count")
                 counts[outcome] = counts.get(outcome, 0.0) + value
-    total = sum(counts.values())
-    failures = counts.get("timeout", 0.0) + counts.get("crash", 0.0)
-    if total and failures >= 0.02 * total:
-        return (
-            f"the verifier failed on {failures / total:.0%} of the answers ({failures:.0f} timeouts, crashes), which "
-            "score 0: look at them in samples.jsonl, or raise the verifier's timeout"
-        )
-    if total and counts.get("unparsed", 0.0) >= 0.3 * total:
-        return (
-            f"{counts['unparsed'] / total:.0%} of the answers cannot be parsed and score 0: look at samples.jsonl; the "
-            "answer's form may not be what the template asks for"
-        )
-    return None
+    return counts
+
+
+def _verifier(window: Window) -> str | None:
+    counts = _outcomes(window)
+    total, failures = sum(counts.values()), counts.get("timeout", 0.0) + counts.get("crash", 0.0)
+    if not total or failures < 0.01 * total:
+        return None
+    return (
+        f"the verifier failed on {failures / total:.0%} of the answers ({failures:.0f} timeouts, crashes), which score "
+        "0: look at them in samples.jsonl, or raise the verifier's timeout"
+    )
+
+
+def _unparsed(window: Window) -> str | None:
+    counts = _outcomes(window)
+    share = counts.get("unparsed", 0.0) / max(1.0, sum(counts.values()))
+    if share < 0.3:
+        return None
+    return (
+        f"{share:.0%} of the answers cannot be parsed and score 0: look at samples.jsonl; the answer's form may not be "
+        "what the template asks for"
+    )
 
 
 def _kl(window: Window) -> str | None:
@@ -210,16 +235,16 @@ def _entropy(window: Window) -> str | None:
     values = window.values("entropy")
     if not values or window.mean(*ACCURACY, default=0.0) >= SOLVED:
         return None
-    if values[-1] < 0.02:
+    if values[-1] < NO_ENTROPY:
         return (
             f"entropy is {values[-1]:.3f} nats a token: samples of a group are nearly the same; raise the temperature "
             "or clip_high, or set entropy_coef"
         )
     if values[-1] >= max(1.0, 2 * values[0]):
-        return (
-            f"entropy grew from {values[0]:.2f} to {values[-1]:.2f} nats a token: the policy becomes random; lower lr "
-            "or entropy_coef"
-        )
+        coef = window.entropy_coef
+        what = "lr" if coef == 0 else f"entropy_coef (it is {coef:g})" if coef > 0 else "lr or entropy_coef"
+        grew = f"entropy grew from {values[0]:.2f} to {values[-1]:.2f} nats a token"
+        return f"{grew}: the policy becomes random; lower {what}"
     return None
 
 
@@ -233,7 +258,8 @@ def _logp_gap(window: Window) -> str | None:
     what = f"grew from {first:.3f} to {last:.3f}" if grows else f"is {window.mean('logp_gap'):.3f}"
     return (
         f"the log-prob gap between rollout and trainer {what} nats a token (in one precision below 0.001, in bfloat16 "
-        'about 0.01): samples are not from this policy; check the dtypes, lower lr, or set correction = "truncate"'
+        "about 0.01): samples are not from this policy; check the dtypes and whether the model's position encoding "
+        'changes with length (rope_type dynamic, longrope), or set correction = "truncate"'
     )
 
 
@@ -246,8 +272,8 @@ def _clipped_gradients(window: Window) -> str | None:
     if typical < 3 * limit:
         return None
     return (
-        f"the gradient was clipped in {clipped} of {len(values)} steps (median norm {typical:.2g}, limit {limit:g}): "
-        "steps are smaller than lr says; raise max_grad_norm, or use larger batches"
+        f"the gradient was clipped in {clipped} of {len(values)} steps (median norm {typical:.2g}, limit {limit:g}): a "
+        "noisy step counts as much as a clear one; raise max_grad_norm, or use larger batches"
     )
 
 
@@ -262,5 +288,6 @@ def _clipped_ratios(window: Window) -> str | None:
 
 
 _Cause = Callable[[Window], str | None]
-_TRENDS: tuple[_Cause, ...] = (_kl, _frozen, _logp_gap, _truncation, _entropy, _clipped_gradients)
-_SHARES: tuple[_Cause, ...] = (_zero_variance, _format, _unparsed, _clipped_ratios)
+_WEIGHTS: tuple[_Cause, ...] = (_kl, _frozen)
+_TRENDS: tuple[_Cause, ...] = (_verifier, _logp_gap, _truncation, _entropy)
+_FORM: tuple[_Cause, ...] = (_format, _unparsed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -273,13 +274,9 @@ def test_disk_that_fills_up_while_the_run_writes(small_disk: Callable[[str], Pat
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not state.exists():
             time.sleep(0.01)
-        with (disk / "fill").open("wb") as file:
-            try:
-                while True:
-                    file.write(b"\0" * 65536)
-                    file.flush()
-            except OSError:
-                pass
+        with (disk / "fill").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(65536))
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 1, errors
     assert errors == (

@@ -32,15 +32,41 @@ def test_a_fail_is_reported_and_the_rest_is_still_shown() -> None:
     assert len(stream.getvalue().splitlines()) == 5
 
 
-def test_a_terminal_gets_colours_and_wrapped_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
-    monkeypatch.setenv("COLUMNS", "60")
+
+def on_terminal(line: Line) -> list[str]:
+    """Rows of a check on a terminal of 60 columns."""
     stream = Terminal()
-    show([Line(status="fail", name="disk", value="word " * 20, fix="free some space " * 5)], stream)
-    lines = stream.getvalue().splitlines()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("COLUMNS", "60")
+        show([line], stream)
+    return stream.getvalue().splitlines()
+
+
+def test_a_terminal_gets_colours_and_wrapped_lines() -> None:
+    lines = on_terminal(Line(status="fail", name="disk", value="word " * 20, fix="free some space " * 5))
     assert lines[0].startswith("\x1b[31mfail \x1b[0m disk")
     assert all(len(line.replace("\x1b[31m", "").replace("\x1b[0m", "")) <= 60 for line in lines)
     assert all(line.startswith(" " * 23) for line in lines[1:])
+
+
+def test_a_command_is_never_wrapped() -> None:
+    """It is copied into a shell, where a new line would end it."""
+    command = "pip install -v --no-build-isolation --with-something-long ."
+    indent = " " * 23
+    (_, row) = on_terminal(Line(status="-", name="apex", value="none", fix=command))
+    assert row == f"{indent}-> {command}"
+    _, *rows = on_terminal(
+        Line(status="fail", name="run", value="died", fix=f"repair what was said above, then: {command}")
+    )
+    assert rows == [f"{indent}-> repair what was said above, then:", command]
+    (_, row) = on_terminal(Line(status="-", name="vllm", value="none", fix="pip install vllm"))
+    assert row == f"{indent}-> pip install vllm"
+
+
+def test_names_are_not_broken_at_their_hyphens() -> None:
+    rows = on_terminal(Line(status="ok", name="disk", value="about 12345678901234567890 bytes --no-build-isolation"))
+    assert rows[1] == " " * 23 + "--no-build-isolation"

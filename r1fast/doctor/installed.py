@@ -31,7 +31,7 @@ OPTIONAL = {
     "liger-kernel": "pip install liger-kernel",
     "vllm": "pip install vllm",
 }
-TOOLS = {"g++": "apt install g++", "nvcc": "install NVIDIA's CUDA toolkit", "ninja": "pip install ninja"}
+TOOLS = {"g++": "apt install g++", "nvcc": "apt install nvidia-cuda-toolkit", "ninja": "pip install ninja"}
 
 
 @dataclass(frozen=True, kw_only=True)

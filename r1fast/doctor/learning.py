@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from r1fast.config import Config
@@ -17,9 +18,10 @@ from r1fast.schedule import at, change_steps
 Lines = Sequence[Mapping[str, Any]]
 SIGMAS = 2.0  # a change within so many standard errors is none
 PEAK_LOSS = 0.1  # of accuracy, from its best to the end, that is worth a word
+PEAK_SIGMAS = 3.0
 FLAT_BELOW = 0.5  # accuracy under which a reward that rises without it is suspicious
 MIN_STEPS = 10  # of supervised training; fewer say nothing
-CHANCE = math.log(2)  # the loss of a reward model that knows nothing
+COIN = 0.6  # share of right answers under which a reward model may as well guess
 
 # What a stage's model is compared with in the closing evaluation: row -> the row it started from.
 STARTED_FROM = {
@@ -34,8 +36,8 @@ STARTED_FROM = {
 def read_rl(stage: str, lines: Lines, config: Config) -> Iterator[Line]:
     """A GRPO stage; `config` as the stage sees it. Reads what has happened since its weights last changed."""
     history = [quantities(line) for line in lines if line["step"] > _last_change(config, lines)]
-    max_grad_norm = at(config.optimizer.max_grad_norm, 0)
-    window = Window(history, max_grad_norm)
+    limits = (at(config.optimizer.max_grad_norm, 0), at(config.loss.entropy_coef, 0))
+    window = Window(history, *limits)
     broken = not_finite(window)
     if broken:
         yield Line(status="fail", name=stage, value=broken)
@@ -43,10 +45,12 @@ def read_rl(stage: str, lines: Lines, config: Config) -> Iterator[Line]:
     rewards = window.values("reward")
     if len(rewards) < MIN_ROLLOUTS:
         yield Line(status="-", name=stage, value=f"rollouts: {len(rewards)}, too few to say how it learns")
+        if len(history) >= MIN_ROLLOUTS:  # of few rollouts with many updates
+            yield from (Line(status="fail", name=stage, value=text) for text in causes(window, learns=True))
         return
     part = max(MIN_ROLLOUTS // 2, len(rewards) // 5)
     first, last, noise = compare(rewards[:part], rewards[-part:])
-    recent = Window(history[-max(MIN_ROLLOUTS, len(history) // 3) :], max_grad_norm)
+    recent = Window(history[-max(MIN_ROLLOUTS, len(history) // 3) :], *limits)
     solved = recent.mean(*ACCURACY, default=0.0) >= SOLVED
     learned = solved or last - first > SIGMAS * noise
     status: Status = "warn" if learned else "fail"
@@ -55,7 +59,8 @@ def read_rl(stage: str, lines: Lines, config: Config) -> Iterator[Line]:
         value = f"the reward did not rise: {first:.3f} -> {last:.3f} over {len(rewards)} rollouts{within}"
         yield Line(status="fail", name=stage, value=value)
     found = list(_against_accuracy(stage, window, part, rose=last - first > SIGMAS * noise))
-    found += [Line(status=status, name=stage, value=text) for text in causes(window, recent)]
+    status = "fail" if found else status
+    found += [Line(status=status, name=stage, value=text) for text in causes(window, recent, learns=learned)]
     if not found and learned:
         found = [Line(status="ok", name=stage, value=_figures(window, part))]
     yield from found or [Line(status=status, name=stage, value=NO_CAUSE)]
@@ -68,8 +73,11 @@ def _against_accuracy(stage: str, window: Window, part: int, *, rose: bool) -> I
         return
     means = [sum(accuracy[n : n + part]) / part for n in range(len(accuracy) - part + 1)]
     best = max(range(len(means)), key=means.__getitem__)
-    peak, last, noise = compare(accuracy[best : best + part], accuracy[-part:])
-    if peak - last > max(PEAK_LOSS, SIGMAS * noise):
+    peak, last = means[best], means[-1]
+    # of all rollouts, not of those at the peak: the best of many noisy means is high by chance
+    steps = [(after - before) ** 2 / 2 for before, after in pairwise(accuracy)]
+    noise = math.sqrt(sum(steps) / len(steps) * 2 / part)
+    if peak - last > max(PEAK_LOSS, PEAK_SIGMAS * noise):
         value = f"accuracy fell from {peak:.2f} (around rollout {best + part // 2 + 1}) to {last:.2f} at the end"
         yield Line(status="fail", name=stage, value=value, fix="lower lr, raise loss.kl_coef, or stop there")
         return
@@ -114,6 +122,8 @@ def read_sft(stage: str, lines: Lines, result: Mapping[str, Any] | None, config:
         return
     part = max(3, len(losses) // 10)
     first, last, noise = compare(losses[:part], losses[-part:])
+    if last > 1.2 * losses[0]:  # of the model as it was: the steps after may have spoilt it already
+        first, noise = losses[0], 0.0
     fell = f"{first:.3f} -> {last:.3f} nats a token over {len(losses)} steps"
     if last - first > SIGMAS * noise:
         yield Line(status="fail", name=stage, value=f"the loss rose: {fell}", fix=f"lower {stage}'s lr")
@@ -152,7 +162,7 @@ def read_reward_models(stage: str, lines: Lines, result: Mapping[str, Any] | Non
         if measured is not None:
             value += f", {measured:.0%} on held-out data"
         known = measured if measured is not None else last_right
-        if not math.isfinite(last_loss) or (last_loss > 0.95 * CHANCE and known < 0.6):
+        if not math.isfinite(last_loss) or known < COIN:
             fix = (
                 "the model has learned nothing: another reward_model.lr (lower if the loss jumps), more steps or pairs"
             )

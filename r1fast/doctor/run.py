@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import textwrap
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from r1fast.metrics import METRICS_FILE, read_metrics
 from r1fast.run_dir import lock_holder, open_config, stage_directory, unfinished_stages
 
 SILENT_S = 900.0  # without a line of metrics, a run that should be running may hang
+MOST_OF_ERROR = 400  # characters of a message; failure.json has all of it
 
 
 def check_run(run_dir: Path) -> Iterator[Line]:
@@ -50,7 +52,7 @@ def _state(config: Config, run_dir: Path, left: list[str], by_stage: Mapping[str
     """Finished, running, or where and when it stopped."""
     stages = config.pipeline.stages
     if not left:
-        return Line(status="ok", name="run", value=f"finished, {len(stages)} stages")
+        return Line(status="ok", name="run", value=f"finished, {len(stages)} stage{'s' * (len(stages) > 1)}")
     stage = left[0]
     steps, done = num_steps(config, stage), max((line["step"] for line in by_stage[stage]), default=0)
     place = f"stage {stage} ({len(stages) - len(left) + 1} of {len(stages)})"
@@ -66,7 +68,7 @@ def _state(config: Config, run_dir: Path, left: list[str], by_stage: Mapping[str
         return Line(status="warn", name="run", value=value, fix=f"does it still work? py-spy dump --pid {holder}")
     failure = read_failure(run_dir)
     if failure:
-        first_line = failure["error"].splitlines()[0]
+        first_line = textwrap.shorten(failure["error"].splitlines()[0], MOST_OF_ERROR, placeholder=" ...")
         value = f"died on {failure['time']} in {place}: {first_line} ({failure['where']})"
         return Line(status="fail", name="run", value=value, fix=f"repair the cause, then: {command(run_dir)}")
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - silent_s))
