@@ -53,7 +53,6 @@ def causes(window: Window, recent: Window | None = None, *, learns: bool = False
     weights = [cause(window) for cause in _WEIGHTS]
     found = weights + [cause(window) for cause in _TRENDS]
     found += [] if learns else [_clipped_gradients(window)]
-    found += [_clipped_ratios(recent or window)]
     found += [] if any(weights) else [_zero_variance(recent or window)]
     found += [] if any(weights) or learns else [cause(recent or window) for cause in _FORM]
     return [text for text in found if text]
@@ -155,7 +154,7 @@ def _truncation(window: Window) -> str | None:
             f"{share:.0%} of the completions never end ({length}): the model does not write its end token; check the "
             "template and the tokenizer's eos token, or raise max_tokens"
         )
-    if share >= 0.2 and _kl(window) is None:  # a policy that runs away needs no longer limit
+    if share >= 0.2 and runs_away(window) is None:  # a policy that runs away needs no longer limit
         return (
             f"length hits the limit in {share:.0%} of the samples ({length}), which can hardly earn a reward: raise "
             "max_tokens, or start from a model that ends earlier"
@@ -208,7 +207,8 @@ def _unparsed(window: Window) -> str | None:
     )
 
 
-def _kl(window: Window) -> str | None:
+def runs_away(window: Window) -> str | None:
+    """The policy leaves its reference: that is then the cause, and most other findings follow from it."""
     values = window.values("kl")
     if not values:
         return None
@@ -271,23 +271,31 @@ def _clipped_gradients(window: Window) -> str | None:
     typical = sorted(values)[len(values) // 2]
     if typical < 3 * limit:
         return None
+    effect = (
+        "hardly anything is left of it beside Adam's epsilon" if limit < 1e-5 else "noisy steps count as much as clear"
+    )
     return (
-        f"the gradient was clipped in {clipped} of {len(values)} steps (median norm {typical:.2g}, limit {limit:g}): a "
-        "noisy step counts as much as a clear one; raise max_grad_norm, or use larger batches"
+        f"the gradient was clipped in {clipped} of {len(values)} steps (median norm {typical:.2g}, limit {limit:g}): "
+        f"{effect}; raise max_grad_norm" + ("" if limit < 1e-5 else ", or use larger batches")
     )
 
 
 def _clipped_ratios(window: Window) -> str | None:
-    share = window.mean("clip_low", default=0.0) + window.mean("clip_high", default=0.0)
-    if share < 0.3:
+    lines = window.lines
+    # the last update of each rollout is the farthest from it; the first one clips nothing
+    ends = [line for line, after in zip(lines, [*lines[1:], {"reward": 0.0}], strict=True) if "reward" in after]
+    updates = round(len(lines) / max(1, len(ends)))
+    shares = [line["clip_low"] + line["clip_high"] for line in ends if {"clip_low", "clip_high"} <= line.keys()]
+    share = sum(shares) / max(1, len(shares))
+    if share < 0.15:
         return None
     return (
-        f"{share:.0%} of the tokens are clipped and have no gradient: the policy moves too far within one rollout; "
-        "lower lr or updates_per_rollout"
+        f"{share:.0%} of the tokens are clipped and have no gradient in the last of {updates} updates of a rollout: "
+        "the policy moves too far within one; lower lr or updates_per_rollout"
     )
 
 
 _Cause = Callable[[Window], str | None]
-_WEIGHTS: tuple[_Cause, ...] = (_kl, _frozen)
-_TRENDS: tuple[_Cause, ...] = (_verifier, _logp_gap, _truncation, _entropy)
+_WEIGHTS: tuple[_Cause, ...] = (runs_away, _frozen)
+_TRENDS: tuple[_Cause, ...] = (_clipped_ratios, _verifier, _logp_gap, _truncation, _entropy)
 _FORM: tuple[_Cause, ...] = (_format, _unparsed)

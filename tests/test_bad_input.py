@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -255,11 +256,22 @@ def test_read_only_directory(small_disk: Callable[[str], Path], capsys: pytest.C
     )
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere; test_read_only_directory stands in")
-def test_directory_of_another_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "theirs").mkdir(mode=0o555)
-    assert main([*SHORT, "--run", str(tmp_path / "theirs" / "run")]) == 2
-    assert "may not be written to by this user; choose another with --run.dir DIR" in capsys.readouterr().err
+def test_directory_that_this_user_may_not_write_to(tmp_path: Path) -> None:
+    """Root, too, once it has given up the right to ignore permissions."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o555)
+    command = [sys.executable, "-m", "r1fast.train", *SHORT, "--run", str(theirs / "run")]
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root ignores permissions, and there is no setpriv (util-linux) here")
+        command = ["setpriv", "--inh-caps=-all", "--bounding-set=-dac_override", *command]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"r1fast: run directory {theirs}/run: {theirs} may not be written to by this user; choose another with "
+        "--run.dir DIR\n"
+    )
+    assert not list(theirs.iterdir())
 
 
 def test_disk_that_fills_up_while_the_run_writes(small_disk: Callable[[str], Path]) -> None:

@@ -75,7 +75,11 @@ def test_a_falling_reward_is_a_stall() -> None:
             "raise lr (it is 1e-12)",
         ),
         ({"grad_norm": 12.0}, "clipped in 20 of 20 steps (median norm 12, limit 1)", "max_grad_norm"),
-        ({"clip_low": 0.2, "clip_high": 0.2}, "40% of the tokens are clipped", "lower lr"),
+        (
+            {"clip_low": 0.2, "clip_high": 0.2},
+            "40% of the tokens are clipped and have no gradient in the last of 1 updates",
+            "updates",
+        ),
         ({"entropy": 0.001}, "entropy is 0.001", "temperature"),
         ({"outcome/accuracy/ok_count": 4.0, "outcome/accuracy/unparsed_count": 6.0}, "60% of the answers", "samples"),
         ({"outcome/accuracy/ok_count": 9.0, "outcome/accuracy/timeout_count": 1.0}, "failed on 10%", "timeout"),

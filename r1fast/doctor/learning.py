@@ -11,7 +11,18 @@ from itertools import pairwise
 from typing import Any
 
 from r1fast.config import Config
-from r1fast.diagnosis import ACCURACY, MIN_ROLLOUTS, NO_CAUSE, SOLVED, Window, causes, compare, not_finite, quantities
+from r1fast.diagnosis import (
+    ACCURACY,
+    MIN_ROLLOUTS,
+    NO_CAUSE,
+    SOLVED,
+    Window,
+    causes,
+    compare,
+    not_finite,
+    quantities,
+    runs_away,
+)
 from r1fast.doctor.line import Line, Status
 from r1fast.schedule import at, change_steps
 
@@ -87,6 +98,7 @@ def _against_accuracy(stage: str, window: Window, part: int, *, rose: bool) -> I
         before, after, _ = compare(rewards[:part], rewards[-part:])
         value = f"the reward rose from {before:.2f} to {after:.2f} while accuracy stayed at {first:.2f} -> {last:.2f}"
         fix = "other rewards than accuracy pay: lower their weights, and check that the answers belong to the questions"
+        fix = "" if runs_away(window) else fix  # that is why, and has a fix of its own
         yield Line(status="fail", name=stage, value=value, fix=fix)
 
 
