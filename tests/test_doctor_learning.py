@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from r1fast.config import Config
-from r1fast.doctor.learning import read_evaluation, read_reward_models, read_rl, read_sft, read_yield
+from r1fast.doctor.learning import read_evaluation, read_limit, read_reward_models, read_rl, read_sft, read_yield
 from r1fast.doctor.line import Line
 from r1fast.options import parse
 
@@ -75,6 +75,36 @@ def test_reward_without_accuracy() -> None:
     assert line.status == "fail"
     assert line.value == "the reward rose from 0.35 to 0.85 while accuracy stayed at 0.10 -> 0.10"
     assert "belong to the questions" in line.fix
+
+
+def test_what_follows_from_a_policy_that_runs_away_is_not_blamed() -> None:
+    found = rl(accuracy=0.1, kl=lambda x: 3 * x, truncated=0.5, zero_variance=0.9, format=0.1)
+    assert [line.value.split(" ")[0] for line in found] == ["the", "KL"]
+    assert found[0].value.startswith("the reward rose from") and found[0].fix == ""
+
+
+def test_an_entropy_bonus_is_blamed_where_there_is_one() -> None:
+    (line,) = rl(entropy=lambda x: 0.5 + 3 * x)
+    assert line.value.endswith("the policy becomes random; lower lr")
+    view = CONFIG.for_stage("r1_zero")
+    (line,) = rl(view=replace(view, loss=replace(view.loss, entropy_coef=0.5)), entropy=lambda x: 0.5 + 3 * x)
+    assert line.value.endswith("the policy becomes random; lower entropy_coef (it is 0.5)")
+
+
+def test_a_format_that_is_yet_to_be_learned_and_tight_clipping_are_no_fault_of_a_stage_that_learns() -> None:
+    (line,) = rl(format=0.3, accuracy_any=0.5, grad_norm=50.0)
+    assert line.status == "ok"
+    assert ["clipped" in line.value for line in rl(reward=0.3, accuracy=0.2, grad_norm=50.0)] == [False, True]
+
+
+def test_few_rollouts_with_many_updates_are_read_for_what_is_wrong() -> None:
+    lines = curves("r1_zero", 30, **{**HEALTHY, "clip_low": 0.3, "reward": 0.3})
+    for number, line in enumerate(lines):
+        if number % 5:
+            del line["r1_zero/reward"]
+    few, clipped = read_rl("r1_zero", lines, CONFIG.for_stage("r1_zero"))
+    assert few.status == "-" and clipped.status == "fail"
+    assert "30% of the tokens are clipped and have no gradient in the last of 5 updates" in clipped.value
 
 
 def test_accuracy_that_was_better_before() -> None:
@@ -155,6 +185,18 @@ def test_yields() -> None:
     assert (ok.status, ok.value) == ("ok", "507 of 2,048 samples kept")
     poor = read_yield("rejection", {"samples": 1000, "yield/kept": 20, "yield/wrong": 900, "yield/duplicate": 80})
     assert poor.status == "warn" and poor.value == "20 of 1,000 samples kept, 90% dropped as 'wrong'"
+    smoke = read_yield("cold_start", {"samples": 256, "yield/kept": 11, "yield/wrong": 226}, judged=False)
+    assert (smoke.status, smoke.fix) == ("-", "") and "11 of 256 samples kept, 88% dropped as 'wrong'" in smoke.value
+
+
+def test_a_sampling_stage_with_a_limit_below_what_its_model_writes() -> None:
+    lines = curves("r1_zero", 20, length=lambda x: 10 + 20 * x)
+    (line,) = read_limit("cold_start", 16, "r1_zero", lines)
+    assert (line.status, line.fix) == ("fail", "raise cold_start.max_tokens")
+    assert line.value == "max_tokens = 16, but completions of r1_zero have 27 tokens: most are cut off"
+    assert (
+        list(read_limit("cold_start", 64, "r1_zero", lines)) == list(read_limit("cold_start", 1, "r1_zero", [])) == []
+    )
 
 
 def row(value: float, **more: float) -> dict[str, Any]:

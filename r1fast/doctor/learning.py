@@ -186,8 +186,8 @@ def read_reward_models(stage: str, lines: Lines, result: Mapping[str, Any] | Non
             yield Line(status="ok", name=stage, value=value)
 
 
-def read_yield(stage: str, result: Mapping[str, Any]) -> Line:
-    """What a sampling stage kept, and which filter took most."""
+def read_yield(stage: str, result: Mapping[str, Any], *, judged: bool = True) -> Line:
+    """What a sampling stage kept, and which filter took most; a model that has hardly trained is not `judged`."""
     samples, kept = result.get("samples", 0), result.get("yield/kept", 0)
     lost = {key.removeprefix("yield/"): count for key, count in result.items() if key.startswith("yield/")}
     lost.pop("kept", None)
@@ -196,7 +196,18 @@ def read_yield(stage: str, result: Mapping[str, Any]) -> Line:
         return Line(status="ok", name=stage, value=value)
     reason = max(lost, key=lost.__getitem__) if lost else "unknown"
     value += f", {lost.get(reason, 0) / samples:.0%} dropped as {reason!r}"
+    if not judged:
+        return Line(status="-", name=stage, value=f"{value}: too few rollouts before it to say more")
     return Line(status="warn", name=stage, value=value, fix="train the stage before longer, or loosen that filter")
+
+
+def read_limit(stage: str, max_tokens: int, before: str, lines: Lines) -> Iterator[Line]:
+    """A sampling stage whose limit cuts off most of what its model writes; `lines` of the RL stage `before`."""
+    lengths = Window([quantities(line) for line in lines[-MIN_ROLLOUTS:]], 0.0).values("length")
+    length = sum(lengths) / max(1, len(lengths))
+    if length > max_tokens:
+        value = f"max_tokens = {max_tokens}, but completions of {before} have {length:.0f} tokens: most are cut off"
+        yield Line(status="fail", name=stage, value=value, fix=f"raise {stage}.max_tokens")
 
 
 def read_evaluation(stage: str, table: Mapping[str, Mapping[str, Any]]) -> Iterator[Line]:

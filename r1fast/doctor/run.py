@@ -12,13 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from r1fast.config import RL_STAGES, STAGES, Config
-from r1fast.doctor.learning import Lines, read_evaluation, read_reward_models, read_rl, read_sft, read_yield
+from r1fast.diagnosis import MIN_ROLLOUTS
+from r1fast.doctor.learning import (
+    Lines,
+    read_evaluation,
+    read_limit,
+    read_reward_models,
+    read_rl,
+    read_sft,
+    read_yield,
+)
 from r1fast.doctor.line import Line
 from r1fast.failure import read_failure
 from r1fast.metrics import METRICS_FILE, read_metrics
 from r1fast.run_dir import lock_holder, open_config, stage_directory, unfinished_stages
 
 SILENT_S = 900.0  # without a line of metrics, a run that should be running may hang
+SAMPLED_FROM = {"cold_start": "r1_zero", "rejection": "rl_1"}  # stage -> the RL stage whose model it samples
 MOST_OF_ERROR = 400  # characters of a message; failure.json has all of it
 
 
@@ -45,7 +55,12 @@ def _check(config: Config, run_dir: Path) -> Iterator[Line]:
     left = list(unfinished_stages(config, run_dir))
     yield _state(config, run_dir, left, by_stage)
     for stage, lines in by_stage.items():
-        yield from _stage(stage, lines, results[stage], config.for_stage(stage))
+        view = config.for_stage(stage)
+        if stage in SAMPLED_FROM:
+            if results[stage] is not None or left[:1] == [stage]:
+                yield from _sampling(stage, by_stage.get(SAMPLED_FROM[stage], []), results[stage], view)
+        else:
+            yield from _stage(stage, lines, results[stage], view)
 
 
 def _state(config: Config, run_dir: Path, left: list[str], by_stage: Mapping[str, Lines]) -> Line:
@@ -84,10 +99,16 @@ def _stage(stage: str, lines: Lines, result: Mapping[str, Any] | None, view: Con
         yield from read_sft(stage, lines, result, view)
     elif stage == "reward_models" and lines:
         yield from read_reward_models(stage, lines, result)
-    elif stage in ("cold_start", "rejection") and result is not None:
-        yield read_yield(stage, result)
     elif stage == "evaluation" and result is not None:
         yield from read_evaluation(stage, result.get("eval", {}))
+
+
+def _sampling(stage: str, before: Lines, result: Mapping[str, Any] | None, view: Config) -> Iterator[Line]:
+    """A stage that samples from the model of an RL stage, whose lines are `before`."""
+    yield from read_limit(stage, getattr(view, stage).max_tokens, SAMPLED_FROM[stage], before)
+    if result is not None:
+        rollouts = sum(f"{SAMPLED_FROM[stage]}/reward" in line for line in before)
+        yield read_yield(stage, result, judged=rollouts >= MIN_ROLLOUTS)
 
 
 def num_steps(config: Config, stage: str) -> int:
