@@ -190,8 +190,8 @@ def load_tokenizer(path: str | Path, *, gguf_file: str = "", trust_remote_code: 
     """The tokenizer of a checkpoint directory (never the network) or a hub id; ValueError where there is none."""
     try:
         return AutoTokenizer.from_pretrained(str(path), **_options(path, gguf_file, trust_remote_code))
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
+    except Exception as error:  # tokenizers raises no narrower one for a tokenizer.json that it cannot read
+        first_line = (str(error) if isinstance(error, OSError | ValueError) else repr(error)).strip().splitlines()[0]
         if Path(path).is_dir():
             fix = "tokenizer.json and tokenizer_config.json must be in it, whole: copy or download them again"
         else:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, GenerationConfig
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from r1fast.checks import MODEL_REWARDS, STUDENT_STAGES, check_processes
 from r1fast.config import RL_STAGES, Config, ConfigError, user_input
@@ -143,6 +144,8 @@ class ModelFiles:
         name, path, gguf_file = _named(config, root)
         described = describe(config, root)
         files = check_checkpoint(path) if isinstance(path, Path) and not gguf_file else None
+        if files:
+            check_shapes(Path(path), described, trust_remote_code=model.trust_remote_code)
         tokenizer = load_tokenizer(path, gguf_file=gguf_file, trust_remote_code=model.trust_remote_code)
         try:
             eos_token_ids(tokenizer, _generation_config(path), described)
@@ -215,6 +218,34 @@ def describe(config: Config, root: str) -> Any:
     except (OSError, ValueError) as error:
         fix = "its config.json" if isinstance(path, Path) else "a hub id that can be reached, or --model DIRECTORY"
         raise ConfigError(f"model {name!r} cannot be read ({str(error).splitlines()[0]}); check {fix}") from error
+
+
+def check_shapes(path: Path, described: Any, *, trust_remote_code: bool) -> None:
+    """ValueError where the weights of `path` are not of the sizes that its config gives them; reads headers alone.
+
+    Loading checks names and order of dimensions, too: transformers renames, fuses and transposes some on the way.
+    """
+    if getattr(described, "quantization_config", None) is not None:  # packed: stored in other shapes
+        return
+    auto_model: Any = AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            module = auto_model.from_config(described, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path}: no causal language model can be built from its config.json ({why}); give a model that has one"
+        ) from error
+    wanted = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in sorted(wanted.keys() & set(tensors.keys())):
+                stored = list(tensors.get_slice(name).get_shape())
+                if sorted(stored) != sorted(wanted[name]):
+                    raise ValueError(
+                        f"{path}: config.json does not describe these weights: {name} has shape {stored}, by the "
+                        f"config it should have {wanted[name]}; use the config.json that came with the weights"
+                    )
 
 
 def _named(config: Config, root: str) -> tuple[str, str | Path, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -187,6 +188,31 @@ def test_missing_tokenizer(refuse: Callable[..., str], jsonl: list[str], tmp_pat
     assert message.endswith(
         "tokenizer.json and tokenizer_config.json must be in it, whole: copy or download them again"
     )
+
+
+@pytest.mark.parametrize("fields", [{"version": "1.0"}, {"added_tokens": [], "model": {"type": "none"}}])
+def test_tokenizer_that_is_none(
+    refuse: Callable[..., str], jsonl: list[str], tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(fields), encoding="utf-8")
+    message = refuse(*jsonl)
+    assert message.startswith(f"model '{tmp_path}/model': its tokenizer cannot be loaded (")
+    assert message.endswith("must be in it, whole: copy or download them again")
+
+
+def test_config_of_other_weights(refuse: Callable[..., str], jsonl: list[str], tmp_path: Path) -> None:
+    edit_json(tmp_path / "model" / "config.json", lambda fields: fields.update(intermediate_size=100))
+    assert refuse(*jsonl) == (
+        f"{tmp_path}/model: config.json does not describe these weights: model.layers.0.mlp.down_proj.weight has shape "
+        "[128, 512], by the config it should have [128, 100]; use the config.json that came with the weights"
+    )
+
+
+def test_model_that_is_no_causal_language_model(refuse: Callable[..., str], jsonl: list[str], tmp_path: Path) -> None:
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "t5", "eos_token_id": 2}', encoding="utf-8")
+    message = refuse(*jsonl)
+    assert message.startswith(f"{tmp_path}/model: no causal language model can be built from its config.json (")
+    assert message.endswith("; give a model that has one")
 
 
 def test_run_directory_under_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
