@@ -1,0 +1,12 @@
+// Each file of csrc/bindings adds its functions to the module.
+#pragma once
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+namespace r1 {
+
+namespace py = pybind11;
+
+void bind_info(py::module_& module);
+
+}  // namespace r1
