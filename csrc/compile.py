@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 CSRC = Path(__file__).resolve().parent
-COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=return-type")
+COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Werror=return-type")
 # What csrc/cpu/per_isa is compiled for on x86, one object each; the CPU chooses among them at run time (cpu/isa.cpp).
 # -mprefer-vector-width: without it GCC keeps to 256 bits.
 X86_ISAS = {
@@ -87,7 +87,7 @@ def compile_extension(tools: Toolchain, out: Path, work: Path) -> None:
     """Build r1fast._C to the file `out`; objects go to `work` and are used again. Raises BuildError."""
     flags = [*COMMON, *_includes()]
     flags += [f'-DR1_CUDA_TARGETS=\\"{CUDA_TARGETS if tools.nvcc else ""}\\"', "-DR1_MODULE=_C"]
-    flags += [f"-DR1_WITH_{isa}" for isa in tools.isas]
+    flags += [f"-DR1_WITH_{isa}" for isa in tools.isas] + (["-DR1_WITH_CUDA"] if tools.nvcc else [])
     lines = [f"flags = {' '.join(flags)}"]
     lines += [*_rule("cxx", f"{tools.cxx} $flags $isa -MMD -MF $out.d -c $in -o $out", depfile="$out.d")]
     link = f"{tools.cxx} -shared $in -o $out {_link_flags()}"
@@ -112,7 +112,7 @@ def compile_extension(tools: Toolchain, out: Path, work: Path) -> None:
 def compile_emulated(cxx: str, out: Path, work: Path) -> None:
     """Build the module `r1fast_emulated` to the file `out`: the CUDA sources as C++, a fiber for each thread."""
     flags = [*COMMON, "-O2", *_includes(), "-DR1_EMULATION", "-DR1_MODULE=r1fast_emulated"]
-    flags += ["-Wno-unknown-pragmas", '-DR1_CUDA_TARGETS=\\"emulated\\"']
+    flags += ["-Wno-unknown-pragmas", "-DR1_WITH_CUDA", '-DR1_CUDA_TARGETS=\\"emulated\\"']
     lines = [f"flags = {' '.join(flags)}"]
     lines += [*_rule("cxx", f"{cxx} $flags -MMD -MF $out.d -x c++ -c $in -o $out", depfile="$out.d")]
     patterns = ("bindings/*.cpp", "emulation/*.cpp", "cpu/*.cpp", "cuda/*.cu")
@@ -132,7 +132,7 @@ def _compile(lines: list[str], rule: str, path: Path, *, suffix: str = "", isa: 
 
 
 def _rule(name: str, command: str, *, depfile: str = "") -> list[str]:
-    lines = [f"rule {name}", f"  command = {command}"]
+    lines = [f"rule {name}", f"  command = {command}", f"  description = {name} $out"]
     return [*lines, f"  depfile = {depfile}", "  deps = gcc"] if depfile else lines
 
 

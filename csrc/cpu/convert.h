@@ -6,6 +6,7 @@
 #include "core/numbers.h"
 
 namespace r1 {
+namespace {  // a copy for each file: csrc/cpu/per_isa compiles them for several instruction sets
 
 inline float float_of_bits(uint32_t bits) {
     float value;
@@ -58,4 +59,5 @@ inline FP16 from_float<FP16>(float value) {
     return {static_cast<uint16_t>(sign | ((rest + 0xFFF + (rest >> 13 & 1)) - 0x38000000) >> 13)};
 }
 
+}  // namespace
 }  // namespace r1

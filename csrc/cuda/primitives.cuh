@@ -57,6 +57,7 @@ R1_DEVICE T shuffle_xor(T value, int mask) {
 R1_DEVICE int shuffle_up(int value, int distance) { return __shfl_up_sync(ALL_LANES, value, distance); }
 R1_DEVICE uint32_t match_any(int value) { return __match_any_sync(ALL_LANES, value); }
 R1_DEVICE int popcount(uint32_t bits) { return __popc(bits); }
+R1_DEVICE void atomic_or(int* shared, int bits) { atomicOr(shared, bits); }
 
 // Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
 R1_DEVICE void load_matrix_x4(uint32_t (&r)[4], const void* row) {

@@ -33,7 +33,7 @@ namespace r1::emulation {
 #if defined(__x86_64__)
 
 void Fiber::prepare(void (*entry)()) {
-    if (!stack_) stack_ = std::make_unique<unsigned char[]>(STACK_BYTES);
+    if (!stack_) stack_.reset(new unsigned char[STACK_BYTES]);
     const auto top = reinterpret_cast<uintptr_t>(stack_.get() + STACK_BYTES) & ~uintptr_t{15};
     auto* words = reinterpret_cast<void**>(top);
     // As if `entry` had been called: on entry the stack pointer is 8 bytes off a multiple of 16.
@@ -48,7 +48,7 @@ void Fiber::leave() { r1_switch_stack(&own_, scheduler_); }
 #else
 
 void Fiber::prepare(void (*entry)()) {
-    if (!stack_) stack_ = std::make_unique<unsigned char[]>(STACK_BYTES);
+    if (!stack_) stack_.reset(new unsigned char[STACK_BYTES]);
     getcontext(&own_);
     own_.uc_stack.ss_sp = stack_.get();
     own_.uc_stack.ss_size = STACK_BYTES;

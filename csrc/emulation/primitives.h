@@ -76,6 +76,7 @@ inline uint32_t match_any(int value) {
 }
 
 inline int popcount(uint32_t bits) { return __builtin_popcount(bits); }
+inline void atomic_or(int* shared, int bits) { *shared |= bits; }
 
 // Lane l gives the address of row l % 8 of 8x8 matrix l / 8; register m of lane l gets row l / 4, columns 2 (l % 4) and
 // the next of matrix m (of its transpose).
