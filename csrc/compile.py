@@ -31,7 +31,7 @@ GENCODE = (
     "-gencode=arch=compute_90,code=sm_90",
     "-gencode=arch=compute_90,code=compute_90",
 )
-CUDA_TARGETS = "sm_80 sm_90 compute_90"
+CUDA_TARGETS = "sm_80,sm_90,compute_90"  # one word: it goes through a shell
 
 
 class BuildError(Exception):

@@ -22,7 +22,7 @@ def extension() -> ModuleType:
 
 
 def cuda_targets() -> str:
-    """What the CUDA kernels were compiled for, such as `sm_80 sm_90 compute_90`; empty where there are none."""
+    """What the CUDA kernels were compiled for, such as `sm_80,sm_90,compute_90`; empty where there are none."""
     return str(extension().build_info()["cuda_targets"])
 
 
