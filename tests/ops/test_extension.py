@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from emulated import compiler
 
 from r1fast.ops import extension
@@ -76,3 +77,17 @@ def test_without_the_extension_everything_imports_and_the_line_says_how_to_build
     )
     assert done.returncode == 1, done.stderr
     assert done.stdout == "r1fast._C is not built\n-> pip install -e .\n"
+
+
+def test_a_launch_without_a_driver_names_the_op() -> None:
+    module = extension.extension()
+    if not extension.cuda_targets() or torch.cuda.is_available():
+        pytest.skip("needs the CUDA kernels built (nvcc) and no GPU")
+    params = module.DecodePlanParams(num_rows=1, members_per_item=1)
+    with pytest.raises(RuntimeError, match=r"decode_plan: there is no usable NVIDIA GPU or driver here.*pass CPU"):
+        module.decode_plan_cuda(params, 0)
+
+
+def test_an_unknown_parameter_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"no field is called nonsense"):
+        extension.extension().DecodePlanParams(nonsense=1)
