@@ -25,7 +25,7 @@ LAYERS = (
     ("stages",),
     ("rollout", "rewards", "scorer", "trainer"),
     ("policy", "kv_cache", "attention"),
-    ("kernels",),
+    ("kernels", "ops"),
 )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from r1fast import __version__
 from r1fast.doctor.line import Line
+from r1fast.ops.extension import state
 
 ROOT = Path(__file__).parents[2]
 APEX = (
@@ -170,11 +171,8 @@ def _accelerator() -> Iterator[Line]:
 
 
 def _extension() -> Line:
-    if util.find_spec("r1fast._C") is not None:
-        return Line(status="ok", name="extension", value="r1fast._C is built")
-    if not (ROOT / "csrc").exists():
-        return Line(status="-", name="extension", value="none in this version: rollouts run in PyTorch")
-    return Line(status="warn", name="extension", value="r1fast._C is not built", fix="pip install -e .")
+    value, fix = state()
+    return Line(status="warn" if fix else "ok", name="extension", value=value, fix=fix)
 
 
 def _machine() -> Line:
