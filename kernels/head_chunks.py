@@ -36,16 +36,10 @@ class Plan(NamedTuple):
     def of(cls, hidden_TD: Tensor, weight_VD: Tensor, budget_bytes: int, *, dlogits: bool, dweight: bool) -> Plan:
         """Raises ValueError for a budget below one token."""
         num_tokens, (vocabulary, width) = len(hidden_TD), weight_VD.shape
+        if hidden_TD.is_cuda and hidden_TD.dtype == torch.bfloat16 and dweight:
+            return cls.stashed(num_tokens, vocabulary, width, budget_bytes)
         if hidden_TD.is_cuda and hidden_TD.dtype in (torch.bfloat16, torch.float16):
-            if dweight and hidden_TD.dtype == torch.bfloat16:
-                # Adding to a [V, D] accumulator moves 8 V D bytes a time, as long as a product with 1,000 tokens takes.
-                spare_rows = budget_bytes // (4 * vocabulary) + width - num_tokens // 2
-                if spare_rows >= min(num_tokens, _LEAST_ROWS):
-                    return cls(_tiles(min(spare_rows, _MOST_ROWS), num_tokens), num_tokens, True)
-                chunk_rows = _at_least_one(budget_bytes, 8 * vocabulary, num_tokens, vocabulary)
-                return cls(chunk_rows, min(2 * chunk_rows, num_tokens), False)
-            row_bytes = (6 if dlogits else 4) * vocabulary
-            chunk_rows = _at_least_one(budget_bytes, row_bytes, num_tokens, vocabulary)
+            chunk_rows = _at_least_one(budget_bytes, (6 if dlogits else 4) * vocabulary, num_tokens, vocabulary)
             return cls(chunk_rows, chunk_rows if dlogits else 0, num_tokens <= chunk_rows)
         low_precision = hidden_TD.dtype != accumulator(hidden_TD.dtype)
         wide = max(4, weight_VD.element_size())
@@ -57,6 +51,19 @@ class Plan(NamedTuple):
             chunk_rows = min(block, _at_least_one(budget_bytes, row_bytes + temporary_bytes, num_tokens, vocabulary))
         chunk_rows = max(1, min(chunk_rows, num_tokens))
         return cls(chunk_rows, 0, num_tokens <= chunk_rows)
+
+    @classmethod
+    def stashed(cls, num_tokens: int, vocabulary: int, width: int, budget_bytes: int) -> Plan:
+        """On a GPU, in bf16: fp32 logits of a chunk, and their gradient in bf16 for as many tokens as there is room.
+
+        Adding to an fp32 [V, D] accumulator moves 8 V D bytes a time, which takes as long as a product with 1,000
+        tokens; so all tokens wait for one product where their gradients fit the accumulator's place: up to 2 D tokens.
+        """
+        spare_rows = budget_bytes // (4 * vocabulary) + width - -(-num_tokens // 2)
+        if spare_rows >= min(num_tokens, _LEAST_ROWS):
+            return cls(_tiles(min(spare_rows, _MOST_ROWS), num_tokens), num_tokens, True)
+        chunk_rows = _at_least_one(budget_bytes, 8 * vocabulary, num_tokens, vocabulary)
+        return cls(chunk_rows, min(2 * chunk_rows, num_tokens), False)
 
 
 def _at_least_one(budget_bytes: int, row_bytes: int, num_tokens: int, vocabulary: int) -> int:
