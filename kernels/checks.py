@@ -60,12 +60,17 @@ def check_scaling(temperature: float | Tensor, softcap: float | None, num_tokens
         raise ValueError(f"softcap = {softcap} must be positive and finite, or None for no cap")
 
 
-def check_values(targets_T: Tensor, vocabulary: int, temperature_T: Tensor | None) -> None:
-    """On the CPU only, where reading a tensor waits for nothing: ValueError for a value out of range.
+def reads_values(x: Tensor, check: bool) -> bool:
+    """Whether values are looked at: on the CPU, where reading waits for nothing, elsewhere if the caller asks."""
+    return x.numel() > 0 and (check or x.device.type == "cpu")
+
+
+def check_values(targets_T: Tensor, vocabulary: int, temperature_T: Tensor | None, check: bool) -> None:
+    """ValueError for a value out of range, where values are read.
 
     The ops call it from inside, where torch.compile does not look.
     """
-    if targets_T.device.type != "cpu" or not targets_T.numel():
+    if not reads_values(targets_T, check):
         return
     low, high = (int(value) for value in torch.aminmax(targets_T))
     if low < 0 or high >= vocabulary:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from r1fast.kernels.checks import uses_triton
+from r1fast.kernels.checks import reads_values, uses_triton
 from r1fast.kernels.library import op
 
 Baseline = Literal["mean", "leave_one_out", "none"]
@@ -54,11 +54,14 @@ def _fake(rewards_N: Tensor, *_: object) -> Tensor:
 
 
 @op(
-    "group_advantage(Tensor rewards, Tensor group, str baseline, str scale, bool unbiased, float eps) -> Tensor",
+    "group_advantage(Tensor rewards, Tensor group, str baseline, str scale, bool unbiased, float eps, bool check) "
+    "-> Tensor",
     fake=_fake,
 )
-def _advantage(rewards_N: Tensor, group_N: Tensor, baseline: str, scale: str, unbiased: bool, eps: float) -> Tensor:
-    _check_values(rewards_N)
+def _advantage(
+    rewards_N: Tensor, group_N: Tensor, baseline: str, scale: str, unbiased: bool, eps: float, check: bool
+) -> Tensor:
+    _check_values(rewards_N, check)
     if uses_triton(rewards_N):
         from r1fast.kernels.group_advantage_kernels import launch
 
@@ -104,6 +107,7 @@ def group_advantage(
     scale: Scale = "group_std",
     unbiased: bool = True,
     eps: float = 0.0,
+    check: bool = False,
 ) -> Tensor:
     """Advantage [N] of each sample: fp32 (fp64 for fp64 rewards), computed in fp64, on the rewards' device.
 
@@ -114,10 +118,10 @@ def group_advantage(
     Not differentiable.
 
     Raises ValueError for shapes, dtypes and names that do not fit, and on the CPU for a reward that is not finite (on
-    CUDA values are not read: that group's advantages are NaN).
+    CUDA values are read only with `check`, which waits for the GPU: else that group's advantages are NaN).
     """
     _check(rewards_N, group_N, baseline, scale, eps)
-    advantage_N: Tensor = _advantage(rewards_N.detach(), group_N, baseline, scale, unbiased, eps)
+    advantage_N: Tensor = _advantage(rewards_N.detach(), group_N, baseline, scale, unbiased, float(eps), check)
     return advantage_N
 
 
@@ -137,9 +141,9 @@ def _check(rewards_N: Tensor, group_N: Tensor, baseline: str, scale: str, eps: f
         raise ValueError(f"eps = {eps} must be at least 0 and finite; 0 is safe, equal rewards are never divided")
 
 
-def _check_values(rewards_N: Tensor) -> None:
-    """On the CPU only, where reading a tensor waits for nothing: ValueError unless finite."""
-    if rewards_N.device.type != "cpu":
+def _check_values(rewards_N: Tensor, check: bool) -> None:
+    """ValueError unless finite, where values are read."""
+    if not reads_values(rewards_N, check):
         return
     bad_N = ~rewards_N.isfinite()
     if bool(bad_N.any()):

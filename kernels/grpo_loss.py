@@ -106,9 +106,10 @@ def _reference_objective(logp: Tensor, old: Tensor, advantage: Tensor, options: 
     return -torch.minimum(ratio * advantage, clipped * advantage)
 
 
-def _fake_evaluate(logp_T: Tensor, *more: Any) -> tuple[Tensor, Tensor, Tensor]:
-    has_bonus = decode(more[-1]).entropy_coef > 0
+def _fake_evaluate(logp_T: Tensor, *more: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    has_bonus = decode(more[-2]).entropy_coef > 0
     return (
+        logp_T.new_empty(()),
         logp_T.new_empty(len(VALUES)),
         torch.empty_like(logp_T),
         torch.empty_like(logp_T) if has_bonus else logp_T.new_empty(0),
@@ -118,7 +119,7 @@ def _fake_evaluate(logp_T: Tensor, *more: Any) -> tuple[Tensor, Tensor, Tensor]:
 @op(
     "grpo_loss_evaluate(Tensor logp, Tensor advantage, Tensor cu_seqlens, Tensor? old_logp, Tensor? ref_logp, "
     "Tensor? rollout_logp, Tensor? log_kept_mass, Tensor? entropy, Tensor? mask, Tensor? length, "
-    "Tensor? denominator_tensor, float denominator, str options) -> (Tensor, Tensor, Tensor)",
+    "Tensor? denominator_tensor, float denominator, str options, bool check) -> (Tensor, Tensor, Tensor, Tensor)",
     fake=_fake_evaluate,
 )
 def evaluate(
@@ -135,13 +136,14 @@ def evaluate(
     denominator_tensor: Tensor | None,
     denominator: float,
     options: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """VALUES [M], d loss / d logp, d loss / d entropy (empty without a bonus).
+    check: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss (0-dim), VALUES [M], d loss / d logp, d loss / d entropy (empty without a bonus).
 
     `length_N`: unmasked tokens of each sequence, where only a part of it is here (not for objectives of a sequence).
     `denominator` counts where there is no tensor.
     """
-    check_offsets(cu_seqlens, len(logp_T))
+    check_offsets(cu_seqlens, len(logp_T), check)
     chosen = decode(options)
     tokens: Tokens = {"old_logp": old_logp_T, "ref_logp": ref_logp_T, "rollout_logp": rollout_logp_T}
     tokens |= {"log_kept_mass": log_kept_mass_T, "entropy": entropy_T}
@@ -149,31 +151,49 @@ def evaluate(
     if uses_triton(logp_T):
         from r1fast.kernels.grpo_loss_kernels import launch
 
-        values_M, dlogp_T, dentropy_T = launch(logp_T, advantage_N, cu_seqlens, tokens, mask_T, length_N, total, chosen)
+        loss, values_M, dlogp_T, dentropy_T = launch(
+            logp_T, advantage_N, cu_seqlens, tokens, mask_T, length_N, total, chosen
+        )
     else:
         batch = TokenBatch(Segments(cu_seqlens, mask_T, logp_T, length_N), logp_T, advantage_N, tokens)
         loss, metrics, dlogp_T, dentropy_T = evaluate_tokens(batch, total, chosen)
-        metrics["loss"] = loss
         zero = torch.zeros_like(loss)
         values_M = torch.stack([metrics.get(name, zero) for name in VALUES])
-    return values_M, dlogp_T, logp_T.new_empty(0) if dentropy_T is None else dentropy_T
+    return loss, values_M, dlogp_T, logp_T.new_empty(0) if dentropy_T is None else dentropy_T
 
 
 class _GrpoLoss(torch.autograd.Function):
-    """A loss whose gradients are known already."""
+    """Forward knows the gradients already; it makes the loss itself, so that nothing needs to be copied."""
 
     @staticmethod
     def forward(
-        ctx: Any, logp_T: Tensor, entropy_T: Tensor | None, loss: Tensor, dlogp_T: Tensor, dentropy_T: Tensor | None
-    ) -> Tensor:
-        ctx.save_for_backward(dlogp_T, dentropy_T)
-        return loss.clone()
+        ctx: Any, logp_T: Tensor, entropy_T: Tensor | None, tokens: tuple[Tensor | None, ...], *more: Any
+    ) -> tuple[Tensor, Tensor]:
+        advantage_N, cu_seqlens, mask_T, denominator_tensor, denominator, options, check = more
+        loss, values_M, *gradients = evaluate(
+            logp_T,
+            advantage_N,
+            cu_seqlens,
+            *tokens,
+            entropy_T,
+            mask_T,
+            None,
+            denominator_tensor,
+            denominator,
+            options,
+            check,
+        )
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(values_M)
+        ctx.set_materialize_grads(False)
+        return loss, values_M
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dlogp_T, dentropy_T = ctx.saved_tensors
-        return grad * dlogp_T, None if dentropy_T is None else grad * dentropy_T, None, None, None
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad[:2] if grad is not None else (False, False)
+        found = (grad * x_T if need else None for x_T, need in zip(ctx.saved_tensors, needs, strict=True))
+        return *found, *[None] * 8
 
 
 def grpo_loss(
@@ -189,6 +209,7 @@ def grpo_loss(
     mask_T: Tensor | None = None,
     denominator: float | Tensor,
     options: PolicyLoss,
+    check: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss (0-dim) and metrics of packed sequences; differentiable in `logp_T` and, with a bonus, `entropy_T`.
 
@@ -205,7 +226,8 @@ def grpo_loss(
     `correction_weight_sum` and `correction_clipped_sum` (tokens capped or masked); but for nll
     `ratio_sum/_min/_max`, and where there is a clip `clip_low_sum`, `clip_high_sum`, `clip_dual_sum` (tokens).
 
-    Raises ValueError for shapes, dtypes and devices that do not fit, and for an input that an option needs.
+    Raises ValueError for shapes, dtypes and devices that do not fit, for an input that an option needs, and on the
+    CPU for offsets that do not rise from 0 to T (on CUDA values are read only with `check`, which waits for the GPU).
     """
     tokens: Tokens = {"old_logp": old_logp_T, "ref_logp": ref_logp_T, "rollout_logp": rollout_logp_T}
     tokens |= {"log_kept_mass": log_kept_mass_T, "entropy": entropy_T}
@@ -216,17 +238,20 @@ def grpo_loss(
             f"entropy_coef = {options.entropy_coef} needs entropy, which is None; pass it or turn the option off"
         )
     check_loss(logp_T.shape[0], logp_T.device, advantage_N, cu_seqlens, tokens, mask_T, denominator, options)
-    with torch.no_grad():
-        given = [None if x_T is None else x_T.detach() for x_T in tokens.values()]
-        divisor = (denominator.detach(), 1.0) if isinstance(denominator, Tensor) else (None, float(denominator))
-        values_M, dlogp_T, dentropy_T = evaluate(
-            logp_T.detach(), advantage_N.detach(), cu_seqlens, *given, mask_T, None, *divisor, options.encode()
-        )
-    metrics = report(values_M, options, entropy=entropy_T is not None, rollout=rollout_logp_T is not None)
-    if not options.entropy_coef:
-        entropy_T = dentropy_T = None
-    loss = _GrpoLoss.apply(logp_T, entropy_T, values_M[VALUES.index("loss")], dlogp_T, dentropy_T)  # type: ignore[no-untyped-call]
-    return loss, metrics
+    *given, entropy_T = (None if x_T is None else x_T.detach() for x_T in tokens.values())
+    divisor = (denominator.detach(), 1.0) if isinstance(denominator, Tensor) else (None, float(denominator))
+    loss, values_M = _GrpoLoss.apply(  # type: ignore[no-untyped-call]
+        logp_T,
+        tokens["entropy"] if options.entropy_coef else entropy_T,
+        tuple(given),
+        advantage_N.detach(),
+        cu_seqlens,
+        mask_T,
+        *divisor,
+        options.encode(),
+        check,
+    )
+    return loss, report(values_M, options, entropy=entropy_T is not None, rollout=rollout_logp_T is not None)
 
 
 def report(values_M: Tensor, options: PolicyLoss, *, entropy: bool, rollout: bool) -> dict[str, Tensor]:

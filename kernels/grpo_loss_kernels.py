@@ -16,12 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from r1fast.kernels.checks import on_device
+from r1fast.kernels.counter import resting_counter
 from r1fast.kernels.policy_loss import VALUES, PolicyLoss
 
 NUM_VALUES = tl.constexpr(len(VALUES))
+NUM_SLOTS = tl.constexpr(triton.next_power_of_2(len(VALUES)))
 LARGEST = tl.constexpr(VALUES.index("logp_gap_abs_max"))  # before it values add up, from it on the largest counts
 RATIO_MIN = tl.constexpr(VALUES.index("ratio_min"))  # kept as its negative until the end
-LOSS = tl.constexpr(VALUES.index("loss"))
 
 OBJECTIVES = {"clip": 0, "cispo": 1, "reinforce": 2, "nll": 3}
 LEVELS = {"token": 0, "sequence": 1, "sequence_sum": 2}
@@ -110,7 +111,8 @@ def _grpo_loss_kernel(
     dlogp_ptr,
     dentropy_ptr,
     partial_ptr,  # [M, programs]
-    counter_ptr,
+    counter_ptr,  # a zero, which is a zero again afterwards
+    loss_ptr,
     values_ptr,  # [M]
     num_sequences,
     denominator,
@@ -307,21 +309,22 @@ def _grpo_loss_kernel(
     tl.store(own + 14 * programs, tl.max(negative_ratio_max, axis=0))
     tl.debug_barrier()  # all threads have stored before the one that counts says so to other programs
     if tl.atomic_add(counter_ptr, 1, sem="acq_rel") == programs - 1:
-        slot = tl.arange(0, NUM_VALUES)[:, None]
+        tl.store(counter_ptr, 0)
+        slot = tl.arange(0, NUM_SLOTS)[:, None]
         column = tl.arange(0, BLOCK_PROGRAMS)[None, :]
-        sums = tl.zeros([NUM_VALUES, BLOCK_PROGRAMS], tl.float32)
-        largest = tl.full([NUM_VALUES, BLOCK_PROGRAMS], float("-inf"), tl.float32)
+        sums = tl.zeros([NUM_SLOTS, BLOCK_PROGRAMS], tl.float32)
+        largest = tl.full([NUM_SLOTS, BLOCK_PROGRAMS], float("-inf"), tl.float32)
         for turn in range(0, programs, BLOCK_PROGRAMS):
-            inside_2d = (turn + column < programs) & (slot < LOSS)
+            inside_2d = (turn + column < programs) & (slot < NUM_VALUES)
             place = partial_ptr + slot * programs + turn + column
             # .cg: from the second-level cache, where the other programs' stores are
             sums += tl.load(place, mask=inside_2d, other=0.0, cache_modifier=".cg")
             largest = tl.maximum(largest, tl.load(place, mask=inside_2d, other=float("-inf"), cache_modifier=".cg"))
-        slots = tl.arange(0, NUM_VALUES)
+        slots = tl.arange(0, NUM_SLOTS)
         totals = tl.where(slots < LARGEST, tl.sum(sums, axis=1), tl.max(largest, axis=1))
         totals = tl.where(slots == RATIO_MIN, -totals, totals)
-        loss = tl.sum(tl.where(slots == 0, totals, 0.0), axis=0) / denominator
-        tl.store(values_ptr + slots, tl.where(slots == LOSS, tl.zeros([NUM_VALUES], tl.float32) + loss, totals))
+        tl.store(values_ptr + slots, totals, mask=slots < NUM_VALUES)
+        tl.store(loss_ptr, tl.sum(tl.where(slots == 0, totals, 0.0), axis=0) / denominator)
 
 
 def launch(
@@ -333,8 +336,8 @@ def launch(
     length_N: Tensor | None,
     denominator: float | Tensor,
     options: PolicyLoss,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """VALUES [M], d loss / d logp [T] and d loss / d entropy [T] (None without a bonus), all fp32."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Loss (0-dim), VALUES [M], d loss / d logp [T] and d loss / d entropy [T] (None without a bonus), all fp32."""
     logp_T = logp_T.contiguous()
     given = {name: None if x_T is None else x_T.contiguous() for name, x_T in tokens.items()}
     if not options.reads_reference:
@@ -344,8 +347,7 @@ def launch(
     denominator_tensor = denominator if isinstance(denominator, Tensor) else None
     num_sequences = len(advantage_N)
     programs = max(1, num_sequences)
-    scratch = torch.zeros(len(VALUES) * (1 + programs), dtype=torch.int32, device=logp_T.device)
-    values_M = torch.empty(len(VALUES), dtype=torch.float32, device=logp_T.device)
+    partial, values_M, loss = (logp_T.new_empty(shape) for shape in (len(VALUES) * programs, len(VALUES), ()))
     dlogp_T = torch.empty_like(logp_T)
     dentropy_T = torch.empty_like(logp_T) if options.entropy_coef else None
     by_sequence = options.level != "token" or (options.correction != "none" and options.correction_level == "sequence")
@@ -368,8 +370,9 @@ def launch(
             pointer(denominator_tensor),
             dlogp_T,
             pointer(dentropy_T),
-            scratch[len(VALUES) :].view(torch.float32),
-            scratch,
+            partial,
+            resting_counter(logp_T.device),
+            loss,
             values_M,
             num_sequences,
             number,
@@ -395,4 +398,4 @@ def launch(
             num_warps=NUM_WARPS,
             enable_fp_fusion=True,
         )
-    return values_M, dlogp_T, dentropy_T
+    return loss, values_M, dlogp_T, dentropy_T

@@ -34,21 +34,18 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, hidden_TD: Tensor, weight_VD: Tensor, budget_bytes: int, *, dlogits: bool, dweight: bool) -> Plan:
-        """Raises ValueError for a budget below one token."""
+        """For a budget that `check_budget` has let through."""
         num_tokens, (vocabulary, width) = len(hidden_TD), weight_VD.shape
-        if hidden_TD.is_cuda and hidden_TD.dtype == torch.bfloat16 and dweight:
+        if _is_half(hidden_TD) and hidden_TD.dtype == torch.bfloat16 and dweight:
             return cls.stashed(num_tokens, vocabulary, width, budget_bytes)
-        if hidden_TD.is_cuda and hidden_TD.dtype in (torch.bfloat16, torch.float16):
-            chunk_rows = _at_least_one(budget_bytes, (6 if dlogits else 4) * vocabulary, num_tokens, vocabulary)
+        row_bytes, temporary_bytes = _token_bytes(hidden_TD, weight_VD, dlogits=dlogits, dweight=dweight)
+        if _is_half(hidden_TD):
+            chunk_rows = _tiles(budget_bytes // row_bytes, num_tokens)
             return cls(chunk_rows, chunk_rows if dlogits else 0, num_tokens <= chunk_rows)
-        low_precision = hidden_TD.dtype != accumulator(hidden_TD.dtype)
-        wide = max(4, weight_VD.element_size())
-        row_bytes = (2 * weight_VD.element_size() if low_precision else wide) * vocabulary
-        temporary_bytes = 3 * wide * vocabulary  # of one row of a block
         block = block_rows(vocabulary, weight_VD.device)
         chunk_rows = (budget_bytes - temporary_bytes * block) // row_bytes
         if chunk_rows < block:  # the whole chunk is one block
-            chunk_rows = min(block, _at_least_one(budget_bytes, row_bytes + temporary_bytes, num_tokens, vocabulary))
+            chunk_rows = min(block, budget_bytes // (row_bytes + temporary_bytes))
         chunk_rows = max(1, min(chunk_rows, num_tokens))
         return cls(chunk_rows, 0, num_tokens <= chunk_rows)
 
@@ -62,19 +59,37 @@ class Plan(NamedTuple):
         spare_rows = budget_bytes // (4 * vocabulary) + width - -(-num_tokens // 2)
         if spare_rows >= min(num_tokens, _LEAST_ROWS):
             return cls(_tiles(min(spare_rows, _MOST_ROWS), num_tokens), num_tokens, True)
-        chunk_rows = _at_least_one(budget_bytes, 8 * vocabulary, num_tokens, vocabulary)
+        chunk_rows = _tiles(budget_bytes // (8 * vocabulary), num_tokens)
         return cls(chunk_rows, min(2 * chunk_rows, num_tokens), False)
 
 
-def _at_least_one(budget_bytes: int, row_bytes: int, num_tokens: int, vocabulary: int) -> int:
-    """Rows that fit."""
-    rows = budget_bytes // row_bytes
-    if rows < 1:
+def check_budget(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, budget_bytes: int) -> None:
+    """Raises ValueError for a budget below one token, with its gradient where one can be asked for."""
+    inputs = [x for x in (hidden_TD, weight_VD, bias_V) if x is not None]
+    dlogits = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    least = sum(_token_bytes(hidden_TD, weight_VD, dlogits=dlogits, dweight=dlogits and weight_VD.requires_grad))
+    if budget_bytes < least:
         raise ValueError(
-            f"memory_budget_bytes = {budget_bytes} holds no token of a vocabulary of {vocabulary}; "
-            f"give at least {row_bytes}"
+            f"memory_budget_bytes = {budget_bytes} holds no token of a vocabulary of {len(weight_VD)}; "
+            f"give at least {least}"
         )
-    return _tiles(rows, num_tokens)
+
+
+def _is_half(hidden_TD: Tensor) -> bool:
+    """bf16 or fp16 on a GPU, where products have fp32 output."""
+    return hidden_TD.is_cuda and hidden_TD.dtype in (torch.bfloat16, torch.float16)
+
+
+def _token_bytes(hidden_TD: Tensor, weight_VD: Tensor, *, dlogits: bool, dweight: bool) -> tuple[int, int]:
+    """Of one token in the chunk's buffers, and of one in the block that is worked on."""
+    vocabulary = weight_VD.shape[0]
+    if _is_half(hidden_TD):
+        # fp32 logits; with a gradient in 16 bits beside them; of bf16 twice, one of them waits
+        waiting = hidden_TD.dtype == torch.bfloat16 and dweight
+        return (8 if waiting else 6 if dlogits else 4) * vocabulary, 0
+    low_precision = hidden_TD.dtype != accumulator(hidden_TD.dtype)
+    wide = max(4, weight_VD.element_size())
+    return (2 * weight_VD.element_size() if low_precision else wide) * vocabulary, 3 * wide * vocabulary
 
 
 def _tiles(rows: int, num_tokens: int) -> int:

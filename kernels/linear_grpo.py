@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from r1fast.kernels.checks import check_scaling, check_targets, check_values
 from r1fast.kernels.grpo_loss import check_loss, evaluate, grpo_loss_reference, report
-from r1fast.kernels.head_chunks import HeadChunks, HeadGradients, Plan
+from r1fast.kernels.head_chunks import HeadChunks, HeadGradients, Plan, check_budget
 from r1fast.kernels.library import op
 from r1fast.kernels.linear_logprob import check_head, linear_logprob_reference
 from r1fast.kernels.policy_loss import VALUES, PolicyLoss, decode
@@ -122,11 +122,11 @@ class _Objective:
         if options.correction != "none" and options.correction_level == "sequence":
             self.separable = False
 
-    def __call__(self, rows: Rows, chunk: slice) -> tuple[Tensor, RowGrads]:
-        """VALUES and the gradients of the rows' results, as if the batch were this chunk."""
+    def __call__(self, rows: Rows, chunk: slice) -> tuple[Tensor, Tensor, RowGrads]:
+        """Loss, VALUES and the gradients of the rows' results, as if the batch were this chunk."""
         inputs = [None if x_A is None else x_A[chunk] for x_A in self.scored.tokens.values()]
         offsets = (self.scored.offsets - chunk.start).clamp(0, len(rows.logp))
-        values_M, dlogp_C, dentropy_C = evaluate(
+        loss, values_M, dlogp_C, dentropy_C = evaluate(
             rows.logp,
             self.advantage_N,
             offsets,
@@ -136,27 +136,29 @@ class _Objective:
             self.scored.length_N,
             *self.divisor,
             self.options.encode(),
+            False,
         )
-        return values_M, RowGrads(dlogp_C, None, dentropy_C if self.options.entropy_coef else None)
+        return loss, values_M, RowGrads(dlogp_C, None, dentropy_C if self.options.entropy_coef else None)
 
 
 def _fake_forward(
     hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, *more: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     likes = (hidden_TD, weight_VD, hidden_TD if bias_V is None else bias_V)
     found = [
         torch.empty_like(x, dtype=_saved_dtype(x.dtype)) if need else x.new_empty(0)
-        for x, need in zip(likes, more[-1], strict=True)
+        for x, need in zip(likes, more[-2], strict=True)
     ]
     dtype = torch.float64 if hidden_TD.dtype == torch.float64 else torch.float32
-    return hidden_TD.new_empty(len(VALUES) + 1, dtype=dtype), found[0], found[1], found[2]
+    loss, values_M = (hidden_TD.new_empty(shape, dtype=dtype) for shape in ((), len(VALUES) + 1))
+    return loss, values_M, found[0], found[1], found[2]
 
 
 @op(
     "linear_grpo_forward(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, Tensor? temperature_T, "
     "float temperature, float? softcap, int budget_bytes, Tensor advantage, Tensor cu_seqlens, Tensor? old_logp, "
     "Tensor? ref_logp, Tensor? rollout_logp, Tensor? log_kept_mass, Tensor? mask, Tensor? denominator_tensor, "
-    "float denominator, str options, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
+    "float denominator, str options, bool[] needs, bool check) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_fake_forward,
 )
 def _forward(
@@ -179,10 +181,11 @@ def _forward(
     denominator: float,
     options: str,
     needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """VALUES and the number of scored tokens [M + 1]; dhidden, dweight, dbias, empty where not needed."""
-    check_values(targets_T, len(weight_VD), temperature_T)
-    check_offsets(cu_seqlens, len(targets_T))
+    check: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss; VALUES and the number of scored tokens [M + 1]; dhidden, dweight, dbias, empty where not needed."""
+    check_values(targets_T, len(weight_VD), temperature_T, check)
+    check_offsets(cu_seqlens, len(targets_T), check)
     tokens: Tokens = {"old_logp": old_logp_T, "ref_logp": ref_logp_T, "rollout_logp": rollout_logp_T}
     tokens |= {"log_kept_mass": log_kept_mass_T}
     chosen = decode(options)
@@ -201,16 +204,16 @@ def _forward(
             for chunk in chunks.chunks():
                 chunks.compute(hidden_AD[chunk])
                 chunks.put_rows(rows.select(chunk), scored.targets_A[chunk], scaling.select(chunk))
-            values_M, known = objective(rows, everything)
+            loss, values_M, known = objective(rows, everything)
         for chunk in chunks.chunks() if any(needs) else ():
             own, targets_C, own_scaling = rows.select(chunk), scored.targets_A[chunk], scaling.select(chunk)
             chunks.compute(hidden_AD[chunk])
             if known is None:
                 chunks.put_rows(own, targets_C, own_scaling)
-            row_grads = objective(own, chunk)[1] if known is None else known.select(chunk)
+            row_grads = objective(own, chunk)[-1] if known is None else known.select(chunk)
             gradients.add(chunk, own, row_grads, targets_C, own_scaling)
         if known is None:
-            values_M, _ = objective(rows, everything)
+            loss, values_M, _ = objective(rows, everything)
     dhidden, dweight, dbias = gradients.result()
     if dhidden is not None and scored.index_A is not None:
         dhidden = torch.zeros_like(hidden_TD, dtype=dhidden.dtype).index_copy_(0, scored.index_A, dhidden)
@@ -219,7 +222,7 @@ def _forward(
         like.new_empty(0) if x is None else x.to(_saved_dtype(like.dtype))
         for x, like in zip((dhidden, dweight, dbias), likes, strict=True)
     ]
-    return _with_counts(values_M, scored.length_N, chosen), found[0], found[1], found[2]
+    return loss, _with_counts(values_M, scored.length_N, chosen), found[0], found[1], found[2]
 
 
 def _with_counts(values_M: Tensor, length_N: Tensor, options: PolicyLoss) -> Tensor:
@@ -273,6 +276,7 @@ def linear_grpo_loss(
     mask_T: Tensor | None = None,
     denominator: float | Tensor,
     options: PolicyLoss,
+    check: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss (0-dim) and metrics, entropy among them; differentiable in hidden, weight and bias.
 
@@ -290,16 +294,18 @@ def linear_grpo_loss(
     tokens: Tokens = {"old_logp": old_logp_T, "ref_logp": ref_logp_T, "rollout_logp": rollout_logp_T}
     tokens |= {"log_kept_mass": log_kept_mass_T}
     check_loss(num_tokens, device, advantage_N, cu_seqlens, tokens, mask_T, denominator, options)
+    budget_bytes = loss_budget(device) if memory_budget_bytes is None else memory_budget_bytes
+    check_budget(hidden_TD, weight_VD, bias_V, budget_bytes)
     heads = (hidden_TD, weight_VD, bias_V)
     enabled = torch.is_grad_enabled()
     with torch.no_grad():
         needs = [x is not None and x.requires_grad for x in heads] if enabled else [False] * 3
-        values_M, *gradients = _forward(
+        loss, values_M, *gradients = _forward(
             *(None if x is None else x.detach() for x in heads),
             targets_T,
             *((temperature, 1.0) if isinstance(temperature, Tensor) else (None, float(temperature))),
             softcap,
-            loss_budget(device) if memory_budget_bytes is None else memory_budget_bytes,
+            budget_bytes,
             advantage_N.detach(),
             cu_seqlens,
             *(None if x_T is None else x_T.detach() for x_T in tokens.values()),
@@ -307,10 +313,10 @@ def linear_grpo_loss(
             *((denominator.detach(), 1.0) if isinstance(denominator, Tensor) else (None, float(denominator))),
             options.encode(),
             needs,
+            check,
         )
     metrics = report(values_M, options, entropy=True, rollout=rollout_logp_T is not None)
     if options.skips_zero_advantage:
         own = [name.removesuffix("_sum") for name in metrics if name.endswith("_sum") and name != "loss_sum"]
         metrics |= {f"{name}_count": values_M[-1] for name in own}
-    loss = values_M[VALUES.index("loss")]
     return _LinearGrpoLoss.apply(*heads, loss, *gradients), metrics  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from r1fast.kernels.checks import accumulator, check_scaling, check_targets, check_values, describe
-from r1fast.kernels.head_chunks import HeadChunks, HeadGradients, Plan
+from r1fast.kernels.head_chunks import HeadChunks, HeadGradients, Plan, check_budget
 from r1fast.kernels.library import op
 from r1fast.kernels.rows import RowGrads, Rows, Scaling
 from r1fast.kernels.token_logprob import TokenLogprob, token_logprob_reference
@@ -54,7 +54,8 @@ def _fake_forward(
 
 @op(
     "linear_logprob_forward(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, Tensor? temperature_T, "
-    "float temperature, float? softcap, bool entropy, int budget_bytes) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "float temperature, float? softcap, bool entropy, int budget_bytes, bool check) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_fake_forward,
 )
 def _forward(
@@ -67,9 +68,10 @@ def _forward(
     softcap: float | None,
     entropy: bool,
     budget_bytes: int,
+    check: bool,
 ) -> tuple[Tensor, ...]:
     """logp, lse, row_max, log_sum, entropy (empty where not asked for)."""
-    check_values(targets_T, len(weight_VD), temperature_T)
+    check_values(targets_T, len(weight_VD), temperature_T, check)
     rows = Rows.empty(len(hidden_TD), hidden_TD, entropy=entropy)
     scaling = Scaling.of(temperature, temperature_T, softcap, rows.logp.dtype)
     with torch.autocast(hidden_TD.device.type, enabled=False):
@@ -162,11 +164,12 @@ class _LinearLogprob(torch.autograd.Function):
         softcap: float | None,
         entropy: bool,
         budget_bytes: int,
+        check: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         temperature_T = temperature if isinstance(temperature, Tensor) else None
         settings = (1.0 if isinstance(temperature, Tensor) else float(temperature), softcap)
         logp_T, lse_T, *statistics, entropy_T = _forward(
-            hidden_TD, weight_VD, bias_V, targets_T, temperature_T, *settings, entropy, budget_bytes
+            hidden_TD, weight_VD, bias_V, targets_T, temperature_T, *settings, entropy, budget_bytes, check
         )
         kept_entropy_T = entropy_T if entropy else None
         ctx.save_for_backward(hidden_TD, weight_VD, bias_V, targets_T, temperature_T, *statistics, kept_entropy_T)
@@ -182,7 +185,7 @@ class _LinearLogprob(torch.autograd.Function):
         found = _backward(
             hidden_TD, weight_VD, bias_V, targets_T, temperature_T, *ctx.settings, *statistics, *grads, needs
         )
-        return *(x if need else None for x, need in zip(found, needs, strict=True)), *[None] * 5
+        return *(x if need else None for x, need in zip(found, needs, strict=True)), *[None] * 6
 
 
 def linear_logprob(
@@ -195,6 +198,7 @@ def linear_logprob(
     softcap: float | None = None,
     entropy: bool = False,
     memory_budget_bytes: int | None = None,
+    check: bool = False,
 ) -> TokenLogprob:
     """`token_logprob` of hidden @ weight.T + bias, a chunk of tokens at a time; backward computes the logits again.
 
@@ -206,14 +210,15 @@ def linear_logprob(
     on top.
 
     Raises ValueError for shapes, dtypes, devices and settings that do not fit, a budget below one token's logits, and
-    on the CPU for a target out of range (on CUDA values are not read).
+    on the CPU for a target out of range (on CUDA values are read only with `check`, which waits for the GPU).
     """
     check_head(hidden_TD, weight_VD, bias_V)
     check_targets(targets_T, hidden_TD.shape[0], hidden_TD.device)
     check_scaling(temperature, softcap, hidden_TD.shape[0], hidden_TD.device)
     budget_bytes = score_budget(hidden_TD.device) if memory_budget_bytes is None else memory_budget_bytes
+    check_budget(hidden_TD, weight_VD, bias_V, budget_bytes)
     outputs = _LinearLogprob.apply(  # type: ignore[no-untyped-call]
-        hidden_TD, weight_VD, bias_V, targets_T, temperature, softcap, entropy, budget_bytes
+        hidden_TD, weight_VD, bias_V, targets_T, temperature, softcap, entropy, budget_bytes, check
     )
     return TokenLogprob(*outputs)
 

@@ -23,9 +23,8 @@ VALUES = (
     "logp_gap_abs_max",
     "ratio_max",
     "ratio_min",
-    "loss",
 )
-"""What a loss and its metrics are computed as: places in one tensor."""
+"""What the metrics are computed as: places in one tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +101,7 @@ class PolicyLoss:
 
     def reported(self, *, entropy: bool, rollout: bool) -> tuple[str, ...]:
         """The metrics that mean something, given the options and whether there are those log-probs."""
-        absent = {"loss"}
+        absent: set[str] = set()
         if not entropy:
             absent |= {"entropy_sum"}
         if not self.reads_reference:

@@ -29,7 +29,9 @@ class Scaling(NamedTuple):
     @classmethod
     def of(cls, temperature: float, temperature_T: Tensor | None, softcap: float | None, dtype: torch.dtype) -> Scaling:
         """`temperature_T` counts where it is given; `dtype` is the accumulator's."""
-        return cls(1 / temperature if temperature_T is None else temperature_T.to(dtype).reciprocal(), softcap)
+        inverse = 1 / temperature if temperature_T is None else temperature_T.to(dtype).reciprocal()
+        # a kernel's whole number would be another type of argument: another binary
+        return cls(inverse, None if softcap is None else float(softcap))
 
     def select(self, index: slice | Tensor) -> Scaling:
         """That of some of the tokens."""

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from r1fast.kernels.checks import describe
+from r1fast.kernels.checks import describe, reads_values
 
 
 class Segments:
@@ -70,9 +70,9 @@ def check_segments(cu_seqlens: Tensor, num_sequences: int, device: torch.device)
         )
 
 
-def check_offsets(cu_seqlens: Tensor, num_tokens: int) -> None:
-    """On the CPU only, where reading a tensor waits for nothing: ValueError unless rising from 0 to T."""
-    if cu_seqlens.device.type != "cpu":
+def check_offsets(cu_seqlens: Tensor, num_tokens: int, check: bool) -> None:
+    """ValueError unless rising from 0 to T, where values are read."""
+    if not reads_values(cu_seqlens, check):
         return
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != num_tokens or any(low > high for low, high in pairwise(bounds)):

@@ -56,6 +56,7 @@ def _fake_forward(
     temperature: float,
     softcap: float | None,
     entropy: bool,
+    check: bool,
 ) -> tuple[Tensor, ...]:
     dtype = accumulator(logits_TV.dtype)
     logp, lse, row_max, log_sum = (logits_TV.new_empty(logits_TV.shape[0], dtype=dtype) for _ in range(4))
@@ -64,7 +65,7 @@ def _fake_forward(
 
 @op(
     "token_logprob_forward(Tensor logits, Tensor targets, Tensor? temperature_T, float temperature, float? softcap, "
-    "bool entropy) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "bool entropy, bool check) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_fake_forward,
 )
 def _forward(
@@ -74,9 +75,10 @@ def _forward(
     temperature: float,
     softcap: float | None,
     entropy: bool,
+    check: bool,
 ) -> tuple[Tensor, ...]:
     """logp, lse, row_max, log_sum, entropy (empty where not asked for)."""
-    check_values(targets_T, logits_TV.shape[1], temperature_T)
+    check_values(targets_T, logits_TV.shape[1], temperature_T, check)
     rows = Rows.empty(len(logits_TV), logits_TV, entropy=entropy)
     scaling = Scaling.of(temperature, temperature_T, softcap, rows.logp.dtype)
     if uses_triton(logits_TV):
@@ -146,11 +148,12 @@ class _TokenLogprob(torch.autograd.Function):
         softcap: float | None,
         entropy: bool,
         inplace_backward: bool,
+        check: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         temperature_T = temperature if isinstance(temperature, Tensor) else None
         ctx.settings = (1.0 if isinstance(temperature, Tensor) else float(temperature), softcap)
         logp_T, lse_T, row_max_T, log_sum_T, entropy_T = _forward(
-            logits_TV, targets_T, temperature_T, *ctx.settings, entropy
+            logits_TV, targets_T, temperature_T, *ctx.settings, entropy, check
         )
         kept_entropy_T = entropy_T if entropy else None
         ctx.save_for_backward(logits_TV, targets_T, temperature_T, row_max_T, log_sum_T, kept_entropy_T)
@@ -165,7 +168,7 @@ class _TokenLogprob(torch.autograd.Function):
         # Through detach() the write still counts as a new version, so that a later reader of the logits raises.
         out_TV = logits_TV.detach() if ctx.inplace else torch.empty_like(logits_TV)
         _backward(out_TV, logits_TV, targets_T, temperature_T, *ctx.settings, row_max_T, log_sum_T, entropy_T, *grads)
-        return out_TV, None, None, None, None, None
+        return out_TV, *[None] * 6
 
 
 def token_logprob(
@@ -176,6 +179,7 @@ def token_logprob(
     softcap: float | None = None,
     entropy: bool = False,
     inplace_backward: bool = False,
+    check: bool = False,
 ) -> TokenLogprob:
     """Log-prob of each target, log-sum-exp and (if asked for) entropy; differentiable in the logits through all three.
 
@@ -185,7 +189,8 @@ def token_logprob(
     backward runs once and a later reader of the logits raises.
 
     Raises ValueError for shapes, dtypes, devices and settings that do not fit, and on the CPU for a target out of
-    range (on CUDA values are not read: that token's log-prob is NaN).
+    range. On CUDA values are not read, for that would wait for the GPU: such a token's log-prob is NaN; `check` reads
+    them there, too.
     """
     if logits_TV.dim() != 2 or not logits_TV.is_floating_point() or not logits_TV.shape[1]:
         raise ValueError(f"logits must be floating [T, V] with V >= 1, they are {describe(logits_TV)}")
@@ -196,5 +201,5 @@ def token_logprob(
             "inplace_backward overwrites the logits with their gradient: they must be contiguous and not a leaf "
             f"(leaf: {logits_TV.is_leaf}, strides {logits_TV.stride()}); leave it off for these"
         )
-    outputs = _TokenLogprob.apply(logits_TV, targets_T, temperature, softcap, entropy, inplace_backward)  # type: ignore[no-untyped-call]
+    outputs = _TokenLogprob.apply(logits_TV, targets_T, temperature, softcap, entropy, inplace_backward, check)  # type: ignore[no-untyped-call]
     return TokenLogprob(*outputs)

@@ -12,8 +12,9 @@ from linear_batch import Watch, batch, gradients
 
 from r1fast.kernels import head_chunks
 from r1fast.kernels.grpo_loss import PolicyLoss
-from r1fast.kernels.head_chunks import Plan
+from r1fast.kernels.head_chunks import Plan, check_budget
 from r1fast.kernels.linear_grpo import linear_grpo_loss, linear_grpo_loss_reference
+from r1fast.kernels.linear_logprob import linear_logprob
 
 MIB = 1 << 20
 
@@ -41,8 +42,20 @@ def test_one_product_for_the_weight_at_the_size_the_figures_are_for() -> None:
     assert Plan.stashed(8192, 151_936, 4096, 600 * MIB) == (1024, 8192, True)
     assert Plan.stashed(8192, 151_936, 4096, 300 * MIB) == (512, 8192, True)
     assert Plan.stashed(32_768, 151_936, 4096, 600 * MIB) == (512, 1024, False)
-    with pytest.raises(ValueError, match="holds no token of a vocabulary of 151936; give at least 1215488"):
-        Plan.stashed(32_768, 151_936, 1536, 1_000_000)
+
+
+def test_a_budget_below_one_token_is_refused_before_anything_runs() -> None:
+    """With room for the gradient where one can be asked for, so that backward never fails for want of it."""
+    hidden, weight = torch.zeros(3, 4, dtype=torch.bfloat16), torch.zeros(1000, 4, dtype=torch.bfloat16)
+    for call in (
+        lambda: check_budget(hidden, weight, None, 15_999),
+        lambda: linear_logprob(hidden, weight, torch.zeros(3).long(), memory_budget_bytes=15_999),
+    ):
+        with pytest.raises(
+            ValueError, match="memory_budget_bytes = 15999 holds no token of a vocabulary of 1000; give at least 16000"
+        ):
+            call()
+    assert len(linear_logprob(hidden, weight, torch.zeros(3).long(), memory_budget_bytes=16_000).logp) == 3
 
 
 @pytest.mark.parametrize(
