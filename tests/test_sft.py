@@ -16,7 +16,9 @@ from r1fast.context import read_lines, write_lines
 from r1fast.metrics import read_metrics
 from r1fast.packing import pack
 from r1fast.policy import Policy
+from r1fast.records import Sequence
 from r1fast.source import Example
+from r1fast.stages import sft
 from r1fast.stages.sft import NLL, encode_examples, example_row, learning_rate, num_steps, read_examples, run_sft
 from r1fast.templates import set_template
 from r1fast.trainer import Trainer
@@ -127,3 +129,15 @@ def test_the_stage_learns_its_examples(tmp_path: Path, model: Path) -> None:
     assert len(losses) == 12 and losses[0] > 4.0 and losses[-1] < 0.75 * losses[0]
     before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (model, checkpoint))
     assert not torch.equal(before.model.embed_tokens.weight, after.model.embed_tokens.weight)
+
+
+def test_a_tokenizer_of_another_model_is_named_before_anything_is_trained(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU nobody looks at token ids: there it would be a device-side assertion, or NaN."""
+    foreign = Sequence(token_ids=torch.tensor([3, 4, 40_000]), num_prompt_tokens=1)
+    monkeypatch.setattr(sft, "encode_examples", lambda examples, policy: [foreign])
+    with open_context(tiny_config(model, sft__steps=1), tmp_path / "run") as context:
+        write_lines(context.directory("cold_start") / "examples.jsonl", [example_row(EXAMPLES[0])])
+        with pytest.raises(ValueError, match=r"token ids 3\.\.40000 leave the vocabulary of \d+; wrong tokenizer"):
+            run_sft(context, "sft_1")

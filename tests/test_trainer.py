@@ -15,9 +15,11 @@ import pytest
 import torch
 from tiny_model import random_sequences, tiny_policy
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from r1fast.config import OptimizerConfig
 from r1fast.distributed import Ranks, start
+from r1fast.kernels import linear_grpo, linear_logprob
 from r1fast.kernels.grpo_loss import PolicyLoss
 from r1fast.packing import pack
 from r1fast.policy import Policy
@@ -192,6 +194,42 @@ def _train(policy: Policy, trainer: Trainer, steps: range, lr: float = 1e-3) -> 
         denominator = global_denominator("token_mean", batches, trainer.ranks)
         metrics = trainer.step(batches, loss=NLL, denominator=denominator, lr=lr)
     return metrics
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any op returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            self.numel = max(self.numel, tensor.numel() if isinstance(tensor, Tensor) else 0)
+        return result
+
+
+@pytest.mark.parametrize("loss", [_grpo("token_mean"), replace(_grpo("sequence_mean"), level="sequence"), NLL])
+def test_logits_are_never_built(loss: PolicyLoss, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a step of RL with its two passes of scoring, and in one of fine-tuning, which distillation is, too."""
+    for module, name in ((linear_grpo, "loss_budget"), (linear_logprob, "score_budget")):
+        monkeypatch.setattr(module, name, lambda device: 1 << 20)
+    vocabulary = 3000
+    policy = tiny_policy(vocab_size=vocabulary)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the head was called as a module: its output is logits")
+
+    policy.module.get_output_embeddings().register_forward_pre_hook(refuse)
+    trainer = Trainer(policy, _optimizer())
+    (batch,) = pack(random_sequences(16), micro_batch_tokens=10_000)
+    with Largest() as largest:
+        scored = loss.objective != "nll"
+        old, ref = (score(policy, [batch], temperature=0.8) if scored else None for _ in range(2))
+        trainer.step([batch], loss=loss, denominator=1.0, lr=1e-3, old_logp=old, ref_logp=ref)
+    weights = sum(p.numel() for p in policy.module.parameters())
+    assert largest.numel <= weights + 1000 < len(batch.targets) * vocabulary
 
 
 def test_training_lowers_the_loss_and_counts_versions() -> None:

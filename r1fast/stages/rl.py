@@ -242,11 +242,12 @@ class RLLoop:
         sequences = [as_sequence(scored[number]) for number in order]
         share = self.policy.device.type == "cpu"  # on CUDA varlen_attn runs whole sequences
         skip = self.config.rl.zero_variance == "skip"
+        num_vocab = self.policy.head_weight.shape[0]
         minibatches = []
         for low, high in pairwise(bounds):
             trained = [s for s in sequences[low:high] if not skip or s.advantage != 0.0]
             left_out = [s for s in sequences[low:high] if skip and s.advantage == 0.0]
-            batches = pack(trained, micro_batch_tokens=budget, share_prompts=share)
+            batches = pack(trained, micro_batch_tokens=budget, num_vocab=num_vocab, share_prompts=share)
             minibatches.append(Minibatch(batches=batches, left_out=left_out))
         return minibatches
 

@@ -44,7 +44,8 @@ def run_sft(context: RunContext, stage: str) -> dict[str, float]:
         for step in range(first_step, steps):
             start = time.perf_counter()
             chosen = context.ranks.shard(stream.take(step * config.sft.batch_size, config.sft.batch_size))
-            batches = pack(chosen, micro_batch_tokens=config.optimizer.micro_batch_tokens)
+            budget, num_vocab = config.optimizer.micro_batch_tokens, policy.head_weight.shape[0]
+            batches = pack(chosen, micro_batch_tokens=budget, num_vocab=num_vocab)
             denominator = global_denominator("token_mean", batches, context.ranks)
             rate = learning_rate(config, step, steps)
             sums = trainer.step(batches, loss=NLL, denominator=denominator, lr=rate)

@@ -234,7 +234,19 @@ def test_sequence_level_weighted_kl_is_weighted_by_another_ratio() -> None:
     """Theirs weights a token's KL by the sequence's mean ratio; its expectation is the KL only with the token's."""
     settings = {"loss_type": "grpo", "importance_sampling_level": "sequence", "use_bias_correction_kl": True, "beta": 1}
     options = PolicyLoss(level="sequence", kl="weighted_k3", kl_coef=1.0)
-    parts = padded()
+    parts = padded() | {"advantage": torch.zeros(BATCH)}  # the KL is all there is
+    mask = parts["mask"]
+    hidden, weight = (parts[name].double().requires_grad_() for name in ("hidden", "weight"))
+    logp = torch.log_softmax(hidden @ weight.T, -1).gather(2, parts["targets"][..., None])[..., 0]
+    x, d = logp - parts["old"], parts["ref"] - logp
+    mean_x = (x * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+    by_ratio = {}
+    for name, log_ratio in (("token", x), ("sequence", mean_x)):
+        kl = (log_ratio.exp() * (torch.expm1(d) - d) * mask).sum(1) / mask.sum(1)
+        by_ratio[name] = torch.autograd.grad(kl.mean(), (hidden, weight), retain_graph=True)
+    for own, exact in zip(ours(parts, options, BATCH)[1:], by_ratio["token"], strict=True):
+        torch.testing.assert_close(own.double(), exact, rtol=1e-4, atol=1e-6)
     for peer in (liger_loss, trl_loss):
-        theirs, own = peer(parts, settings)[1], ours(parts, options, BATCH)[1]
-        assert (theirs - own).abs().max() > 0.02 * own.abs().max()
+        for theirs, exact, right in zip(peer(parts, settings)[1:], *reversed(by_ratio.values()), strict=True):
+            torch.testing.assert_close(theirs.double(), exact, rtol=1e-4, atol=1e-6)
+            assert (theirs - right).abs().max() > 0.05 * right.abs().max()
