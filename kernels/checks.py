@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 
 
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+"""What the ops compute with."""
+
+
 def uses_triton(x: Tensor) -> bool:
     """Whether the Triton kernels take this tensor: on CUDA, and on the CPU where TRITON_INTERPRET=1; never fp64.
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from r1fast.kernels.checks import reads_values, uses_triton
+from r1fast.kernels.checks import describe, reads_values, uses_triton
 from r1fast.kernels.library import op
 
 Baseline = Literal["mean", "leave_one_out", "none"]
@@ -127,11 +127,11 @@ def group_advantage(
 
 def _check(rewards_N: Tensor, group_N: Tensor, baseline: str, scale: str, eps: float) -> None:
     if rewards_N.dim() != 1 or rewards_N.is_complex():
-        raise ValueError(f"rewards must be real [N], they are {rewards_N.dtype} {list(rewards_N.shape)}")
-    if group_N.shape != rewards_N.shape or group_N.is_floating_point() or group_N.device != rewards_N.device:
+        raise ValueError(f"rewards must be real [N], they are {describe(rewards_N)}")
+    integers = not (group_N.is_floating_point() or group_N.is_complex())
+    if group_N.shape != rewards_N.shape or not integers or group_N.device != rewards_N.device:
         raise ValueError(
-            f"group ids must be integers [{len(rewards_N)}] on {rewards_N.device}, they are {group_N.dtype} "
-            f"{list(group_N.shape)} on {group_N.device}"
+            f"group ids must be integers [{len(rewards_N)}] on {rewards_N.device}, they are {describe(group_N)}"
         )
     if baseline not in BASELINES:
         raise ValueError(f"baseline = {baseline!r} must be one of {', '.join(BASELINES)}")

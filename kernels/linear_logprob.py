@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from r1fast.kernels.checks import accumulator, check_scaling, check_targets, check_values, describe
+from r1fast.kernels.checks import DTYPES, accumulator, check_scaling, check_targets, check_values, describe
 from r1fast.kernels.head_chunks import HeadChunks, HeadGradients, Plan, check_budget
 from r1fast.kernels.library import op
 from r1fast.kernels.rows import RowGrads, Rows, Scaling
@@ -231,10 +231,14 @@ def check_head(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> N
             f"hidden must be [T, D] and weight [V, D], they are {describe(hidden_TD)} and {describe(weight_VD)}; an "
             "empty weight is a ZeRO-3 shard: use the head inside the root module's forward"
         )
-    if hidden_TD.dtype != weight_VD.dtype or not hidden_TD.is_floating_point() or hidden_TD.device != weight_VD.device:
+    if hidden_TD.dtype != weight_VD.dtype or hidden_TD.dtype not in DTYPES or hidden_TD.device != weight_VD.device:
         raise ValueError(
-            f"hidden and weight must have one floating dtype and device, they are {describe(hidden_TD)} and "
-            f"{describe(weight_VD)}; cast one of them"
+            f"hidden and weight must have one floating dtype of 16, 32 or 64 bits and one device, they are "
+            f"{describe(hidden_TD)} and {describe(weight_VD)}; cast or move one of them"
         )
-    if bias_V is not None and (bias_V.shape != weight_VD.shape[:1] or bias_V.device != weight_VD.device):
-        raise ValueError(f"bias must be [{weight_VD.shape[0]}] on {weight_VD.device}, it is {describe(bias_V)}")
+    if bias_V is not None and (
+        bias_V.shape != weight_VD.shape[:1] or bias_V.dtype not in DTYPES or bias_V.device != weight_VD.device
+    ):
+        raise ValueError(
+            f"bias must be floating [{weight_VD.shape[0]}] on {weight_VD.device}, it is {describe(bias_V)}"
+        )

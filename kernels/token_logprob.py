@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from r1fast.kernels.checks import accumulator, check_scaling, check_targets, check_values, describe, uses_triton
+from r1fast.kernels.checks import DTYPES, accumulator, check_scaling, check_targets, check_values, describe, uses_triton
 from r1fast.kernels.library import op
 from r1fast.kernels.rows import RowGrads, Rows, Scaling, blocks
 
@@ -192,8 +192,10 @@ def token_logprob(
     range. On CUDA values are not read, for that would wait for the GPU: such a token's log-prob is NaN; `check` reads
     them there, too.
     """
-    if logits_TV.dim() != 2 or not logits_TV.is_floating_point() or not logits_TV.shape[1]:
-        raise ValueError(f"logits must be floating [T, V] with V >= 1, they are {describe(logits_TV)}")
+    if logits_TV.dim() != 2 or logits_TV.dtype not in DTYPES or not logits_TV.shape[1]:
+        raise ValueError(
+            f"logits must be floating [T, V] of 16, 32 or 64 bits with V >= 1, they are {describe(logits_TV)}"
+        )
     check_targets(targets_T, logits_TV.shape[0], logits_TV.device)
     check_scaling(temperature, softcap, logits_TV.shape[0], logits_TV.device)
     if inplace_backward and logits_TV.requires_grad and (logits_TV.is_leaf or not logits_TV.is_contiguous()):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ import torch
 import torch._dynamo.testing
 from rounding import INTERPRETED
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 
 from r1fast.kernels.group_advantage import group_advantage
 from r1fast.kernels.grpo_loss import PolicyLoss, grpo_loss
@@ -86,3 +90,34 @@ def test_one_graph_for_all_lengths(caller: Callable[..., Tensor], backend: str) 
         graphs.append(counter.frame_count)
     # the second length makes the dimension dynamic; after it, nothing compiles again
     assert graphs[0] == 1 and graphs[1] == graphs[-1] <= 2
+
+
+@pytest.mark.parametrize("caller", [from_logits, composed, fused])
+def test_no_double_precision_in_the_graph(caller: Callable[..., Tensor]) -> None:
+    """A Python number that becomes an fp64 tensor is slow on a GPU, and wide to what it is combined with."""
+    torch._dynamo.reset()
+    seen: list[torch.dtype] = []
+
+    def look(module: torch.fx.GraphModule, example_inputs: list[Tensor]) -> Callable[..., Any]:
+        values = [node.meta.get("val", node.meta.get("example_value")) for node in module.graph.nodes]
+        flat = [x for value in values for x in (value if isinstance(value, (tuple, list)) else (value,))]
+        seen.extend(x.dtype for x in flat if isinstance(x, Tensor))
+        return make_boxed_func(module.forward)
+
+    both = aot_autograd(fw_compiler=look, bw_compiler=look)
+    torch.compile(caller, backend=both, fullgraph=True)(**inputs(5)).backward()
+    assert torch.float32 in seen and torch.float64 not in seen
+
+
+@pytest.mark.slow
+def test_the_default_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor, which needs a C++ compiler."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+    parts = inputs(7)
+    leaves = parts["hidden"], parts["weight"]
+    for caller in (composed, fused):
+        own = torch.autograd.grad(torch.compile(caller, fullgraph=True)(**parts), leaves)
+        torch.testing.assert_close(own, torch.autograd.grad(caller(**parts), leaves))

@@ -104,6 +104,28 @@ def test_chunks_that_cut_sequences_change_nothing(options: PolicyLoss, dtype: to
             assert error <= 2 * error_of_one + UNIT * (1 + float(best.abs().max()))
 
 
+def test_the_weights_gradient_is_as_good_from_many_chunks_as_from_one() -> None:
+    """400 chunks of one token whose gradients are alike: a bf16 accumulator stops growing at 256 of them."""
+    total = 40 if INTERPRETED else 400
+    arguments = {
+        "hidden_TD": torch.ones(total, 4, dtype=torch.bfloat16),
+        "weight_VD": torch.zeros(8, 4, dtype=torch.bfloat16),
+        "targets_T": torch.zeros(total, dtype=torch.int64),
+        "advantage_N": torch.ones(1),
+        "cu_seqlens": torch.tensor([0, total]),
+        "denominator": 1.0,
+    }
+    options = PolicyLoss(objective="nll", kl="none", aggregate="constant")
+    found = []
+    for budget in (8 * 16, 1 << 20):
+        weight = arguments["weight_VD"].clone().requires_grad_()
+        given = arguments | {"weight_VD": weight, "memory_budget_bytes": budget}
+        found.append(torch.autograd.grad(linear_grpo_loss(**given, options=options)[0], weight)[0])
+    exact = torch.full((8, 4), total / 8)
+    exact[0] -= total
+    assert all(torch.equal(grad.float(), exact) for grad in found)
+
+
 def test_tokens_with_advantage_zero_never_reach_a_product_and_still_count() -> None:
     arguments = batch(WIDE)
     arguments["advantage_N"][2] = 0.0

@@ -1,9 +1,9 @@
-"""One test for each trap that other implementations fell into and no other file of these tests has a test for."""
+"""Traps that other implementations fell into; `test_contract` lists them all, with the test of each."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from loss_batch import batch as loss_batch
 from loss_batch import gradients as loss_gradients
 from rounding import INTERPRETED
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from r1fast.kernels.grpo_loss import PolicyLoss, grpo_loss, grpo_loss_reference
 from r1fast.kernels.linear_grpo import linear_grpo_loss, linear_grpo_loss_reference
@@ -101,6 +102,36 @@ def test_grids_have_one_axis() -> None:
         module.put_rows(rows, logits, targets, Scaling(1.0, None))
         module.put_gradients(logits, logits, targets, rows, RowGrads(grad, None, None), Scaling(1.0, None))
     assert [launch.grid for launch in launches] == [(70_000,), (140_000,)]
+
+
+def test_the_loss_and_the_advantage_are_one_launch_each() -> None:
+    """Beside the kernel nothing but memory is asked for: no fill, no copy, no sum of what the programs left."""
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    if INTERPRETED:
+        pytest.skip("the recorder stands in the place of compiled kernels")
+    from bench.aot import recorder
+    from r1fast.kernels import counter, group_advantage_kernels, grpo_loss_kernels
+
+    class Ops(TorchDispatchMode):
+        names: ClassVar[set[str]] = set()
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.names.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    given = loss_batch(dtype=torch.float32)
+    resting = counter.resting_counter(torch.device("cpu"))
+    with pytest.MonkeyPatch.context() as patch, recorder(grpo_loss_kernels) as losses:
+        patch.setattr("r1fast.kernels.grpo_loss.uses_triton", lambda x: True)
+        patch.setattr("r1fast.kernels.grpo_loss.check_offsets", lambda *_: None)  # on a GPU it reads nothing
+        patch.setattr(grpo_loss_kernels, "resting_counter", lambda device: resting)
+        with Ops() as ops:
+            grpo_loss(**given | {"logp_T": given["logp_T"].requires_grad_()}, options=EVERYTHING)
+    with recorder(group_advantage_kernels) as advantages, ops:
+        group_advantage_kernels.launch(torch.rand(9), torch.arange(9), "mean", "group_std", True, 0.0)
+    assert len(losses) == len(advantages) == 1
+    views = {"detach", "select", "view_as", "alias"}
+    assert ops.names - views == {"empty", "new_empty", "empty_like"} | {"rand", "arange"}
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
