@@ -25,6 +25,7 @@ from r1fast.kernels.policy_loss import PolicyLoss
 from r1fast.kernels.rows import RowGrads, Rows, Scaling
 
 ROWS = 4
+MAX_SHARED_BYTES = 4096  # a block; a sum over warps takes 128, and an SM has room for eight blocks of 28 KiB
 TOKENS = ("old_logp", "ref_logp", "rollout_logp", "log_kept_mass", "entropy")
 
 
@@ -56,6 +57,8 @@ class Case:
             found.append(f"{binary.stack_bytes} bytes of stack: registers spill")
         if binary.registers > self.max_registers:
             found.append(f"{binary.registers} registers, the budget is {self.max_registers}")
+        if binary.shared_bytes > MAX_SHARED_BYTES:
+            found.append(f"{binary.shared_bytes} bytes of shared memory, the budget is {MAX_SHARED_BYTES}")
         if self.row_bytes:
             wide = 16 * 32 * binary.num_warps * binary.loads().get("16", 0)
             if wide != self.passes * self.row_bytes:
@@ -65,14 +68,17 @@ class Case:
         return found
 
 
+VOCABULARIES = {"aligned": 151936, "odd": 50257, "short": 97, "single": 1}  # Triton makes a constant of a 1
+
+
 def _logits(dtype: torch.dtype, layout: str) -> torch.Tensor:
     if layout == "transposed":
         return torch.empty(151936, ROWS, dtype=dtype).T
-    return torch.empty(ROWS, 151936 if layout == "aligned" else 50257, dtype=dtype)
+    return torch.empty(ROWS, VOCABULARIES[layout], dtype=dtype)
 
 
 def _rows_cases() -> Iterator[Case]:
-    dtypes, layouts = (torch.bfloat16, torch.float16, torch.float32), ("aligned", "odd", "transposed")
+    dtypes, layouts = (torch.bfloat16, torch.float16, torch.float32), (*VOCABULARIES, "transposed")
     block = token_logprob_kernels.BLOCK_V
     for dtype, layout, cap, entropy, narrow in product(dtypes, layouts, (None, 30.0), (True, False), (False, True)):
         aside = (layout != "aligned") + narrow
@@ -114,12 +120,12 @@ def _rows_cases() -> Iterator[Case]:
 
 def _loss_cases() -> Iterator[Case]:
     def loss(
-        offsets: torch.dtype, given: bool, mask: bool, length: bool, dtype: torch.dtype = torch.float32
+        offsets: torch.dtype, given: bool, mask: bool, length: bool, dtype: torch.dtype = torch.float32, skip: int = 0
     ) -> Callable[[], Any]:
         def call() -> None:
-            tokens = dict.fromkeys(TOKENS, torch.empty(4096, dtype=dtype) if given else None)
+            tokens = dict.fromkeys(TOKENS, torch.empty(4096 + skip, dtype=dtype)[skip:] if given else None)
             grpo_loss_kernels.launch(
-                torch.empty(4096),
+                torch.empty(4096 + skip)[skip:],
                 torch.empty(64),
                 torch.zeros(65, dtype=offsets),
                 tokens,
@@ -135,6 +141,7 @@ def _loss_cases() -> Iterator[Case]:
         "int64 offsets, all inputs": (loss(torch.int64, True, True, False), True),
         "int64 offsets, a chunk's": (loss(torch.int64, True, False, True), True),
         "int32 offsets, logp alone": (loss(torch.int32, False, False, False), True),
+        "int64 offsets, a chunk's at odd addresses": (loss(torch.int64, True, False, True, skip=1), False),
         "int32 offsets, bf16 inputs": (loss(torch.int32, True, True, False, torch.bfloat16), False),
     }
     for name, (call, common) in cases.items():

@@ -45,7 +45,7 @@ def grpo_loss_reference(
 ) -> Tensor:
     """The definition in eager torch, differentiated by autograd: a loop over sequences, any device, fp64 stays fp64."""
     bounds = cu_seqlens.tolist()
-    total = torch.zeros((), dtype=logp_T.dtype, device=logp_T.device)
+    total = logp_T[:0].sum()  # 0, with a gradient: of nothing, where no token counts
     for n, (start, stop) in enumerate(pairwise(bounds)):
         keep = torch.arange(start, stop, device=logp_T.device)
         if mask_T is not None:

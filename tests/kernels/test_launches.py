@@ -35,5 +35,5 @@ def test_a_narrow_load_a_spill_and_a_budget_are_noticed() -> None:
     binary = case.launch().compile(90)
     assert not case.faults(binary)
     binary.ptx = binary.ptx.replace(".v4.b32", ".v2.b32")
-    binary.stack_bytes, binary.registers = 8, 255
-    assert len(case.faults(binary)) == 3
+    binary.stack_bytes, binary.registers, binary.shared_bytes = 8, 255, 1 << 15
+    assert len(case.faults(binary)) == 4

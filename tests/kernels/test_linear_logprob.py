@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from linear_batch import Watch
+from rounding import assert_rule_18
 from torch import Tensor
 
 from r1fast.kernels.linear_logprob import linear_logprob, linear_logprob_reference
@@ -60,18 +61,20 @@ def test_values_and_gradients_against_fp64(
     exact = [part.double() for part in parts]
     result = linear_logprob(*parts[:2], targets, bias_V=parts[2], **options)
     truth = linear_logprob_reference(*exact[:2], targets, bias_V=exact[2], **options)
-    value_error = {torch.float64: 1e-12, torch.float32: 2e-5}.get(dtype, 5e-4)
-    for a, b in zip(result, truth, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=value_error)
+    same = linear_logprob_reference(*parts[:2], targets, bias_V=parts[2], **options)
+    # the logits' size; in bf16 and fp16 a CPU has them to 2^-16 and to 2^-22, not to 2^-24
+    size = {torch.bfloat16: 2.0**8, torch.float16: 2.0**6}.get(dtype, 2.0) * 8
+    for a, b, c in zip(result, same, truth, strict=True):
+        assert (a is None) == (c is None)
+        if a is not None and b is not None and c is not None:
+            assert_rule_18(a, b, c, least_size=size)
     own = gradients(linear_logprob, tuple(parts), targets, **options)
+    plain = gradients(linear_logprob_reference, tuple(parts), targets, **options)
     true = gradients(linear_logprob_reference, tuple(exact), targets, **options)
-    unit = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}[dtype]
-    for part, a, b in zip(parts, own, true, strict=True):
+    for part, a, b, c in zip(parts, own, plain, true, strict=True):
         assert a.dtype == part.dtype
-        if b.numel():
-            assert (a.double() - b).abs().max() <= 4 * unit * (b.abs().max() + 4)
+        # the gradient of the logits is rounded to the dtype before the products, whatever remains of it after them
+        assert_rule_18(a, b, c, least_size=8.0)
 
 
 @pytest.mark.parametrize(("entropy", "softcap"), list(product([False, True], [None, 4.0])))
@@ -221,21 +224,3 @@ def test_strided_inputs() -> None:
     dwide, dweight = torch.autograd.grad(loss(result), parts)
     torch.testing.assert_close(dwide[::2], plain[0])
     torch.testing.assert_close(dweight.T, plain[1])
-
-
-def test_bad_arguments_raise() -> None:
-    hidden, weight, bias, targets = inputs(3, 5, dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"ZeRO-3 shard"):
-        linear_logprob(hidden, torch.zeros(0), targets)
-    with pytest.raises(ValueError, match=r"hidden must be \[T, D\] and weight \[V, D\]"):
-        linear_logprob(hidden, weight[:, :3], targets)
-    with pytest.raises(ValueError, match="one floating dtype"):
-        linear_logprob(hidden.bfloat16(), weight, targets)
-    with pytest.raises(ValueError, match=r"bias must be \[5\]"):
-        linear_logprob(hidden, weight, targets, bias_V=bias[:2])
-    with pytest.raises(ValueError, match="targets must be int32 or int64"):
-        linear_logprob(hidden, weight, targets[:2])
-    with pytest.raises(ValueError, match="targets range from"):
-        linear_logprob(hidden, weight, targets + 5)
-    with pytest.raises(ValueError, match="temperature = 0"):
-        linear_logprob(hidden, weight, targets, temperature=0)

@@ -208,26 +208,3 @@ def test_unused_outputs_and_second_derivatives() -> None:
     torch.testing.assert_close(only, torch.autograd.grad(exact.entropy.sum(), logits)[0])
     with pytest.raises(RuntimeError, match="once_differentiable"):
         torch.autograd.grad(result.logp.square().sum(), logits, create_graph=True)[0].sum().backward()
-
-
-def test_bad_arguments_raise() -> None:
-    logits, targets = torch.zeros(2, 5), torch.tensor([0, 4])
-    with pytest.raises(ValueError, match=r"logits must be floating \[T, V\]"):
-        token_logprob(logits[0], targets)
-    with pytest.raises(ValueError, match=r"logits must be floating \[T, V\]"):
-        token_logprob(logits[:, :0], targets)
-    with pytest.raises(ValueError, match="targets range from 0 to 5, the vocabulary from 0 to 4"):
-        token_logprob(logits, torch.tensor([0, 5]))
-    with pytest.raises(ValueError, match="not with an ignore index"):
-        token_logprob(logits, torch.tensor([0, -100]))
-    with pytest.raises(ValueError, match="targets must be int32 or int64"):
-        token_logprob(logits, targets.float())
-    for temperature in (0.0, -1.0, math.nan, torch.tensor([1.0, 0.0])):
-        with pytest.raises(ValueError, match="must be positive and finite"):
-            token_logprob(logits, targets, temperature=temperature)
-    with pytest.raises(ValueError, match=r"number or floating \[2\]"):
-        token_logprob(logits, targets, temperature=torch.ones(3))
-    with pytest.raises(ValueError, match="temperature gets no gradient"):
-        token_logprob(logits, targets, temperature=torch.ones(2, requires_grad=True))
-    with pytest.raises(ValueError, match="softcap = 0"):
-        token_logprob(logits, targets, softcap=0.0)
