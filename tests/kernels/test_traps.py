@@ -134,6 +134,20 @@ def test_the_loss_and_the_advantage_are_one_launch_each() -> None:
     assert ops.names - views == {"empty", "new_empty", "empty_like"} | {"rand", "arange"}
 
 
+def test_the_last_program_leaves_the_counter_as_the_first_one_found_it() -> None:
+    """On a GPU all launches of a stream share one."""
+    if not INTERPRETED:
+        pytest.skip("the Triton kernel's own behaviour")
+    from r1fast.kernels import grpo_loss_kernels
+
+    shared, arguments = torch.zeros(1, dtype=torch.int32), loss_batch(dtype=torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grpo_loss_kernels, "resting_counter", lambda device: shared)
+        first, second = (loss_gradients(grpo_loss, arguments, EVERYTHING) for _ in range(2))
+    assert not shared.any()
+    assert first[0] != 0 and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_targets_at_an_odd_address_and_with_gaps(dtype: torch.dtype) -> None:
     logits = random_logits(4, 9)
