@@ -36,8 +36,12 @@ class Segments:
         return values_T if self.mask_T is None else torch.where(self.mask_T, values_T, 0.0)
 
     def sum_of_each(self, values_T: Tensor) -> Tensor:
-        """[N], of values that are 0 where masked; the same bits every time, and a NaN stays in its sequence."""
-        return torch.segment_reduce(values_T, "sum", offsets=self.offsets, initial=0, unsafe=True)
+        """[N], of values that are 0 where masked; the same bits every time, and a NaN stays in its sequence.
+
+        In fp64: `segment_reduce` adds one value after another, which in fp32 costs a long sequence four digits.
+        """
+        total_N = torch.segment_reduce(values_T.double(), "sum", offsets=self.offsets, initial=0, unsafe=True)
+        return total_N.to(values_T.dtype)
 
     def spread(self, values_N: Tensor) -> Tensor:
         """[T]: each token gets its sequence's value."""
