@@ -345,8 +345,7 @@ def launch(
     unread = logp_T
     number = 1.0 if isinstance(denominator, Tensor) else denominator
     denominator_tensor = denominator if isinstance(denominator, Tensor) else None
-    num_sequences = len(advantage_N)
-    programs = max(1, num_sequences)
+    programs = max(1, len(advantage_N))
     partial, values_M, loss = (logp_T.new_empty(shape) for shape in (len(VALUES) * programs, len(VALUES), ()))
     dlogp_T = torch.empty_like(logp_T)
     dentropy_T = torch.empty_like(logp_T) if options.entropy_coef else None
@@ -362,7 +361,7 @@ def launch(
     with on_device(logp_T):
         _grpo_loss_kernel[(programs,)](
             logp_T,
-            pointer(advantage_N.contiguous() if num_sequences else None),
+            pointer(advantage_N.contiguous() if len(advantage_N) else None),
             cu_seqlens.contiguous(),
             pointer(length_N),
             *(pointer(given[name]) for name in ("old_logp", "ref_logp", "rollout_logp", "log_kept_mass", "entropy")),
@@ -374,7 +373,7 @@ def launch(
             resting_counter(logp_T.device),
             loss,
             values_M,
-            num_sequences,
+            len(advantage_N),
             number,
             1 - options.clip_low,
             1 + options.clip_high,
