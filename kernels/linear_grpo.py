@@ -285,7 +285,8 @@ def linear_grpo_loss(
     neither a KL term nor an entropy bonus is on; the metrics then cover the others, and have their own `_count`.
     The gradients are made here and wait for backward, which multiplies them by the loss's: hidden's, weight's and
     bias's size, on top of the budget (None: 600 MiB on a GPU, 48 on a CPU) and of the fp32 accumulator of the
-    weight's, 4 V D bytes, or what stands in its place.
+    weight's, 4 V D bytes, or what stands in its place. Where tokens are left out, the others' hidden states and their
+    gradient are copied.
     """
     check_head(hidden_TD, weight_VD, bias_V)
     num_tokens, device = hidden_TD.shape[0], hidden_TD.device

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterator
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -26,6 +27,21 @@ PLAIN = PolicyLoss(kl="none", aggregate="constant")
 
 
 RTOL, ATOL = (1e-4, 1e-5) if INTERPRETED else (1e-10, 1e-12)
+
+
+def combinations(objective: str, level: str, *kls: str) -> Iterator[PolicyLoss]:
+    """Every KL (or those named) x correction x aggregation; an entropy bonus where there is no correction."""
+    for kl, (correction, at), aggregate in product(kls or KLS, CORRECTIONS, AGGREGATES):
+        yield PolicyLoss(
+            objective=objective,  # type: ignore[arg-type]
+            level=level,  # type: ignore[arg-type]
+            kl=kl,  # type: ignore[arg-type]
+            kl_coef=0.3,
+            correction=correction,  # type: ignore[arg-type]
+            correction_level=at,  # type: ignore[arg-type]
+            aggregate=aggregate,  # type: ignore[arg-type]
+            entropy_coef=0.2 if correction == "none" else 0.0,
+        )
 
 
 def batch(

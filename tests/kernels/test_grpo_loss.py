@@ -17,6 +17,7 @@ from loss_batch import (
     OBJECTIVES,
     batch,
     close,
+    combinations,
     doubled,
     gradients,
     permuted,
@@ -33,17 +34,7 @@ def test_gradients_of_every_combination(objective: str, level: str) -> None:
     lengths = (3, 4) if INTERPRETED else (5, 0, 7, 1, 9)
     arguments = batch(lengths, dtype=torch.float64)
     single = {k: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in arguments.items()}
-    for kl, (correction, at), aggregate in product(KLS, CORRECTIONS, AGGREGATES):
-        options = PolicyLoss(
-            objective=objective,
-            level=level,
-            kl=kl,
-            kl_coef=0.3,
-            correction=correction,
-            correction_level=at,
-            aggregate=aggregate,
-            entropy_coef=0.2 if correction == "none" else 0.0,
-        )
+    for options in combinations(objective, level):
         expected = gradients(grpo_loss_reference, arguments, options)
         same = gradients(grpo_loss_reference, single, options)
         for rough, reference, exact in zip(gradients(grpo_loss, single, options), same, expected, strict=True):
