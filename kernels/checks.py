@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 """What the ops compute with."""
 

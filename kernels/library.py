@@ -19,7 +19,9 @@ def op(schema: str, *, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+        # Left out of the CUDA graphs that mode="reduce-overhead" captures: an op may wait for the GPU (a mask's number
+        # of tokens), and the loss's counter belongs to no graph.
+        LIBRARY.define(schema, tags=(torch.Tag.cudagraph_unsafe,))  # type: ignore[no-untyped-call]
         name = schema.partition("(")[0]
         LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"r1fast::{name}", fake, lib=LIBRARY)

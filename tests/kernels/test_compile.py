@@ -46,7 +46,7 @@ def from_logits(hidden: Tensor, weight: Tensor, targets: Tensor, **_: Tensor) ->
 
 
 def composed(hidden: Tensor, weight: Tensor, targets: Tensor, rewards: Tensor, offsets: Tensor, old: Tensor) -> Tensor:
-    advantage = group_advantage(rewards, torch.zeros(3, dtype=torch.int64))
+    advantage = group_advantage(rewards, torch.zeros(3, dtype=torch.int64, device=rewards.device))
     rows = linear_logprob(hidden * 2, weight, targets, entropy=True)
     loss, metrics = grpo_loss(
         rows.logp,
@@ -107,6 +107,25 @@ def test_no_double_precision_in_the_graph(caller: Callable[..., Tensor]) -> None
     both = aot_autograd(fw_compiler=look, bw_compiler=look)
     torch.compile(caller, backend=both, fullgraph=True)(**inputs(5)).backward()
     assert torch.float32 in seen and torch.float64 not in seen
+
+
+def test_every_op_is_left_out_of_captured_graphs() -> None:
+    names = [name for name in dir(torch.ops.r1fast) if not name.startswith("_") and name != "name"]
+    assert len(names) >= 7
+    for name in names:
+        assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.r1fast, name).default.tags, name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("caller", [from_logits, composed, fused])
+def test_compiled_on_the_gpu(caller: Callable[..., Tensor], mode: str) -> None:
+    compiled = torch.compile(caller, mode=mode)
+    for num_tokens in (4, 7, 9, 7):
+        parts = {name: x.detach().cuda().requires_grad_(x.requires_grad) for name, x in inputs(num_tokens).items()}
+        leaves = parts["hidden"], parts["weight"]
+        own = [x.clone() for x in torch.autograd.grad(compiled(**parts), leaves)]
+        torch.testing.assert_close(own, list(torch.autograd.grad(caller(**parts), leaves)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
