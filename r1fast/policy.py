@@ -221,24 +221,32 @@ def _options(path: str | Path, gguf_file: str, trust_remote_code: bool) -> dict[
     return {**options, "gguf_file": gguf_file} if gguf_file else options
 
 
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """Keep transformers from printing which weights it found: the caller reads that and says what is wrong."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
 def _load_module(path: str | Path, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
     """The model, every weight of it from its files: transformers would draw at random what is missing or misshapen."""
     auto_model: Any = AutoModelForCausalLM
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)  # its report of missing weights would hide the message below
     try:
-        module, found = auto_model.from_pretrained(
-            str(path),
-            attn_implementation=ATTENTION_NAME,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
-        )
+        with without_load_report():
+            module, found = auto_model.from_pretrained(
+                str(path),
+                attn_implementation=ATTENTION_NAME,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
+            )
     except SafetensorError as error:
         raise ValueError(f"{path}: its weights cannot be read ({error}); copy or download it again") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     for name, stored, wanted in sorted(found["mismatched_keys"]):
         raise ValueError(
             f"{path}: config.json does not describe these weights: {name} has shape {list(stored)}, by the config it "

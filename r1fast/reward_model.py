@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from r1fast.attention import ATTENTION_NAME, PackedContext, register_attention
 from r1fast.packing import position_ids
-from r1fast.policy import Policy
+from r1fast.policy import Policy, without_load_report
 from r1fast.records import Prompt
 from r1fast.rewards.response import parse_response
 from r1fast.templates import write_prompts
@@ -36,7 +36,7 @@ class RewardModel:
     @classmethod
     def from_policy(cls, policy: Policy, directory: Path) -> RewardModel:
         """Start from a policy's checkpoint directory: its backbone, and a head of zeros."""
-        model = cls._load(directory, policy.tokenizer, policy.eos_token_ids[0], policy.device, torch.float32)
+        model = cls._load(directory, policy, torch.float32, new={"score.weight"})
         with torch.no_grad():
             model.module.score.weight.zero_()
         return model
@@ -44,17 +44,29 @@ class RewardModel:
     @classmethod
     def load(cls, directory: Path, policy: Policy) -> RewardModel:
         """A trained reward model; it reads prompts in the template of `policy`, whose vocabulary it shares."""
-        return cls._load(directory, policy.tokenizer, policy.eos_token_ids[0], policy.device, policy.dtype)
+        return cls._load(directory, policy, policy.dtype, new=set())
 
     @classmethod
-    def _load(
-        cls, directory: Path, tokenizer: PreTrainedTokenizerBase, eos: int, device: torch.device, dtype: torch.dtype
-    ) -> RewardModel:
+    def _load(cls, directory: Path, policy: Policy, dtype: torch.dtype, *, new: set[str]) -> RewardModel:
+        """`new`: the weights that may be missing from the files."""
         register_attention()
-        module = AutoModelForSequenceClassification.from_pretrained(
-            directory, num_labels=1, attn_implementation=ATTENTION_NAME, dtype=dtype, local_files_only=True
-        )
-        return cls(module.to(device).eval(), tokenizer, eos, device)
+        auto_model: Any = AutoModelForSequenceClassification
+        with without_load_report():
+            module, found = auto_model.from_pretrained(
+                directory,
+                num_labels=1,
+                attn_implementation=ATTENTION_NAME,
+                dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        missing = sorted(set(found["missing_keys"]) - new)
+        if missing:
+            raise ValueError(
+                f"{directory} lacks {len(missing)} of the reward model's weights ({', '.join(missing[:3])}): it would "
+                "score at random; train it again or copy it whole"
+            )
+        return cls(module.to(policy.device).eval(), policy.tokenizer, policy.eos_token_ids[0], policy.device)
 
     def save(self, directory: Path) -> None:
         """Write safetensors and tokenizer; loads with AutoModelForSequenceClassification."""

@@ -106,3 +106,12 @@ def test_save_and_load(model: RewardModel, tmp_path: Path) -> None:
     reference = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved", dtype=torch.float32)
     logits = [float(reference(input_ids=torch.tensor([ids])).logits.detach()) for ids in lists]
     assert logits == pytest.approx(model.score(lists).tolist(), rel=1e-4)
+
+
+def test_a_policy_is_no_trained_reward_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    directory = save_model(tmp_path / "policy")
+    policy = Policy.load(directory, device="cpu", dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"policy lacks 1 of the reward model's weights \(score\.weight\): it would"):
+        RewardModel.load(directory, policy)
+    RewardModel.from_policy(policy, directory)
+    assert "LOAD REPORT" not in "".join(capfd.readouterr())
