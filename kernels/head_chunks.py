@@ -17,6 +17,8 @@ from r1fast.kernels.checks import accumulator, uses_triton
 from r1fast.kernels.rows import RowGrads, Rows, Scaling, block_rows, blocks
 
 _SLAB_BYTES = 32 << 20  # of one piece of a chunk's weight gradient: stays in an H100's second-level cache
+_CPU_SLAB_BYTES = 16 << 20  # half as much in bf16: in a core's share of the third-level cache
+_PIECE_BYTES = 1 << 19  # of one piece of a sum on the CPU: stays in a core's second-level cache
 _TILE_ROWS = 128  # of a matrix product on a GPU: a chunk that is no multiple of it wastes part of a tile
 _LEAST_ROWS = 256  # of a chunk: with fewer, a product is bound by reading the weight
 _MOST_ROWS = 2048  # more gain nothing
@@ -46,8 +48,9 @@ class Plan(NamedTuple):
         chunk_rows = (budget_bytes - temporary_bytes * block) // row_bytes
         if chunk_rows < block:  # the whole chunk is one block
             chunk_rows = min(block, budget_bytes // (row_bytes + temporary_bytes))
-        chunk_rows = max(1, min(chunk_rows, num_tokens))
-        return cls(chunk_rows, 0, num_tokens <= chunk_rows)
+        num_chunks = -(-num_tokens // max(1, chunk_rows))
+        chunk_rows = -(-num_tokens // max(1, num_chunks))  # all alike: a short one reads the weight for little
+        return cls(max(1, chunk_rows), 0, num_chunks <= 1)
 
     @classmethod
     def stashed(cls, num_tokens: int, vocabulary: int, width: int, budget_bytes: int) -> Plan:
@@ -119,6 +122,10 @@ class HeadChunks:
         high_dtype = hidden_TD.dtype if self.compensated else self.dtype
         self.high_CV = torch.empty(shape, dtype=high_dtype, device=hidden_TD.device)
         self.low_CV = torch.empty_like(self.high_CV) if self.compensated else None
+        # A block's fp32 logits and memory to work in, made once: fresh pages for each block would cost more than its maths.
+        shape = (2, min(block_rows(self.vocabulary, hidden_TD.device), plan.chunk_rows), self.vocabulary)
+        by_blocks = self.dtype == torch.float32 and not hidden_TD.is_cuda and not self.triton
+        self.scratch = torch.empty(shape, dtype=self.dtype) if by_blocks else None
         self.rows = 0
 
     def chunks(self) -> Iterator[slice]:
@@ -139,8 +146,8 @@ class HeadChunks:
         if self.bias_V is not None and self.low_CV is None:
             high_CV.add_(self.bias_V)
 
-    def put_rows(self, rows: Rows, targets_C: Tensor, scaling: Scaling) -> None:
-        """Fill the chunk's rows of results."""
+    def put_rows(self, rows: Rows, targets_C: Tensor, scaling: Scaling, *, keep: bool = False) -> None:
+        """Fill the chunk's rows of results. `keep`: the logits turn into exp(z - max z), for `HeadGradients.fold`."""
         if self.triton:
             from r1fast.kernels.token_logprob_kernels import put_rows
 
@@ -148,9 +155,12 @@ class HeadChunks:
             return
         for block in blocks(self.rows, self.vocabulary, self.high_CV.device):
             logits_BV = self._block(block)
-            if self.low_CV is None:
-                logits_BV = logits_BV.clone()
-            rows.select(block).put(logits_BV, targets_C[block], scaling.select(block))
+            if self.low_CV is None and not keep:
+                logits_BV = logits_BV.clone() if self.scratch is None else self._scratch(0, block).copy_(logits_BV)
+            spare_BV = None if self.scratch is None else self._scratch(1, block)
+            rows.select(block).put(logits_BV, targets_C[block], scaling.select(block), spare_BV)
+            if keep and self.low_CV is not None:
+                self.high_CV[block] = logits_BV
 
     def put_gradients(
         self, out_CV: Tensor, rows: Rows, row_grads: RowGrads, targets_C: Tensor, scaling: Scaling
@@ -167,6 +177,11 @@ class HeadChunks:
             if logits_BV.data_ptr() != out_CV[block].data_ptr():
                 out_CV[block] = logits_BV
 
+    def folds(self, softcap: float | None) -> bool:
+        """Whether `HeadGradients.fold` can take the place of `add`: on the CPU. A soft cap's derivative needs the
+        logits again; fp16 has no room for exp(z - max z) below 6e-8."""
+        return not (self.triton or self.high_CV.is_cuda or softcap is not None or self.high_CV.dtype == torch.float16)
+
     def place(self) -> Tensor:
         """Where the gradient of the chunk's logits may stand: nobody needs a block's logits after it."""
         return self.high_CV[: self.rows]
@@ -175,10 +190,18 @@ class HeadChunks:
         """Those rows of the chunk's logits [B, V] in the accumulator's dtype: the buffer itself, or made from two."""
         logits_BV = self.high_CV[rows]
         if self.low_CV is not None:
-            logits_BV = logits_BV.to(self.dtype).add_(self.low_CV[rows])
+            if self.scratch is None:
+                logits_BV = logits_BV.to(self.dtype).add_(self.low_CV[rows])
+            else:
+                low_BV = self._scratch(1, rows).copy_(self.low_CV[rows])
+                logits_BV = self._scratch(0, rows).copy_(logits_BV).add_(low_BV)
             if self.bias_V is not None:
                 logits_BV.add_(self.bias_V)
         return logits_BV
+
+    def _scratch(self, index: int, rows: slice) -> Tensor:
+        assert self.scratch is not None
+        return self.scratch[index, : rows.stop - rows.start]
 
     def _whole(self) -> Tensor:
         return self._block(slice(0, self.rows))
@@ -228,6 +251,33 @@ class HeadGradients:
                 self._multiply(slice(self.start, chunk.stop), dlogits_CV, unit)
             self.start = chunk.stop
 
+    def fold(self, chunk: slice, rows: Rows, dlogp_C: Tensor, targets_C: Tensor, scaling: Scaling) -> None:
+        """`add` for chunks whose logits `put_rows` turned into e = exp(z - max z), which are dlogits but for two factors:
+
+        dlogits_ij = c_i e_ij for j != target_i,  c = -dlogp exp(-log_sum) / temperature,  and
+        dlogits_it = dlogp_i (1 - p_it) / temperature.  So c goes to the small side of each product, and the target's
+        part, taken out of e (where p_it is nearly 1 the difference would drown in e's rounding), is added in fp32.
+        """
+        e_CV, hidden_CD = self.chunks.place(), self.hidden_TD[chunk]
+        index_C = targets_C.long()
+        everyone_C = torch.arange(len(index_C))  # scatter_ would copy all of e
+        e_CV[everyone_C, index_C] = 0.0
+        heated_C = dlogp_C * scaling.inverse_temperature
+        c_C, target_C = -heated_C * torch.exp(-rows.log_sum), -heated_C * torch.expm1(rows.logp)
+        if self.dhidden_TD is not None:
+            others_CD = torch.mm(e_CV, self.weight_VD).to(c_C.dtype).mul_(c_C[:, None])
+            own_CD = self.weight_VD.index_select(0, index_C).to(c_C.dtype)
+            self.dhidden_TD[chunk] = others_CD.addcmul_(own_CD, target_C[:, None])
+        if self.dbias_V is not None:
+            self.dbias_V += torch.mv(e_CV.T, c_C.to(e_CV.dtype))
+            self.dbias_V.index_add_(0, index_C, target_C)
+        if self.needs[1]:
+            if self.dweight_VD is None:
+                self.dweight_VD = torch.zeros(self.weight_VD.shape, dtype=self.chunks.dtype)
+            wide_CD = hidden_CD.to(c_C.dtype)
+            _add_outer_(self.dweight_VD, e_CV, (wide_CD * c_C[:, None]).to(e_CV.dtype), None)
+            self.dweight_VD.index_add_(0, index_C, wide_CD * target_C[:, None])
+
     def _place(self, chunk: slice) -> Tensor:
         """Where the chunk's gradient goes: behind what the stash holds already."""
         if self.stash_SV is None:
@@ -257,14 +307,18 @@ def _add_outer_(total_VD: Tensor, dlogits_SV: Tensor, hidden_SD: Tensor, unit: T
     if total_VD.dtype == hidden_SD.dtype:
         total_VD.addmm_(dlogits_SV.T, hidden_SD)
         return
-    slab = max(1, _SLAB_BYTES // (4 * hidden_SD.shape[1]))
+    slab = max(1, (_SLAB_BYTES if hidden_SD.is_cuda else _CPU_SLAB_BYTES) // (4 * hidden_SD.shape[1]))
+    # On the CPU a sum of two dtypes makes a copy in fp32: of little it stays in the cache, of much it is fresh pages.
+    piece = slab if hidden_SD.is_cuda else max(1, _PIECE_BYTES // (4 * hidden_SD.shape[1]))
     for start in range(0, len(total_VD), slab):
         part_VS = dlogits_SV[:, start : start + slab].T
         if hidden_SD.is_cuda:
             product_VD = torch.mm(part_VS, hidden_SD, out_dtype=total_VD.dtype)
         else:
             product_VD = torch.mm(part_VS, hidden_SD)
-        total_VD[start : start + slab] += product_VD if unit is None else product_VD.to(total_VD.dtype) * unit
+        own_VD = total_VD[start : start + slab]
+        for total, product in zip(own_VD.split(piece), product_VD.split(piece), strict=True):
+            total += product if unit is None else product.to(total_VD.dtype) * unit
 
 
 def _normalised(row_grads: RowGrads, dtype: torch.dtype) -> tuple[RowGrads, Tensor | None]:

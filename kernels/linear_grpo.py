@@ -205,16 +205,21 @@ def _forward(
                 chunks.compute(hidden_AD[chunk])
                 chunks.put_rows(rows.select(chunk), scored.targets_A[chunk], scaling.select(chunk))
             loss, values_M, known = objective(rows, everything)
+        folds = known is None and chunks.folds(softcap) and not chosen.entropy_coef
         for chunk in chunks.chunks() if any(needs) else ():
             own, targets_C, own_scaling = rows.select(chunk), scored.targets_A[chunk], scaling.select(chunk)
             chunks.compute(hidden_AD[chunk])
             if known is None:
-                chunks.put_rows(own, targets_C, own_scaling)
+                chunks.put_rows(own, targets_C, own_scaling, keep=folds)
             row_grads = objective(own, chunk)[-1] if known is None else known.select(chunk)
-            gradients.add(chunk, own, row_grads, targets_C, own_scaling)
+            if folds and row_grads.logp is not None:
+                gradients.fold(chunk, own, row_grads.logp, targets_C, own_scaling)
+            else:
+                gradients.add(chunk, own, row_grads, targets_C, own_scaling)
         if known is None:
             loss, values_M, _ = objective(rows, everything)
     dhidden, dweight, dbias = gradients.result()
+    del chunks, gradients  # their buffers make room for the weight's gradient in its own dtype
     if dhidden is not None and scored.index_A is not None:
         dhidden = torch.zeros_like(hidden_TD, dtype=dhidden.dtype).index_copy_(0, scored.index_A, dhidden)
     likes = (hidden_TD, weight_VD, hidden_TD if bias_V is None else bias_V)

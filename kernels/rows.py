@@ -83,8 +83,8 @@ class Rows(NamedTuple):
     def lse(self, scaling: Scaling) -> Tensor:
         return self.row_max * scaling.inverse_temperature + self.log_sum
 
-    def put(self, logits_BV: Tensor, targets_B: Tensor, scaling: Scaling) -> None:
-        """Fill these rows from their logits, which turn into exp(z - max z)."""
+    def put(self, logits_BV: Tensor, targets_B: Tensor, scaling: Scaling, spare_BV: Tensor | None = None) -> None:
+        """Fill these rows from their logits, which turn into exp(z - max z). `spare_BV`: memory to work in."""
         scaling.cap_(logits_BV)
         torch.amax(logits_BV, 1, out=self.row_max)
         z_BV = logits_BV.sub_(self.row_max[:, None])
@@ -93,7 +93,7 @@ class Rows(NamedTuple):
         if self.entropy is None:
             sum_B = z_BV.exp_().sum(1)
         else:
-            clamped_BV = z_BV.clamp(min=FLOOR)
+            clamped_BV = torch.clamp(z_BV, min=FLOOR, out=torch.empty_like(z_BV) if spare_BV is None else spare_BV)
             sum_B = z_BV.exp_().sum(1)
             torch.sub(sum_B.log(), clamped_BV.mul_(z_BV).sum(1) / sum_B, out=self.entropy)
         torch.log(sum_B, out=self.log_sum)
