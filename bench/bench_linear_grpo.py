@@ -46,14 +46,14 @@ def own(batch: Batch, *, nll: bool, frozen: bool, budget_bytes: int | None = Non
     return run
 
 
-def eager(batch: Batch, *, nll: bool, frozen: bool, upcast: bool, entropy: bool, compiled: bool) -> Callable[[], Outputs]:
+def eager(
+    batch: Batch, *, nll: bool, frozen: bool, upcast: bool, entropy: bool, compiled: bool
+) -> Callable[[], Outputs]:
     loss_of = torch.compile(eager_loss, dynamic=False) if compiled else eager_loss
 
     def run() -> Outputs:
         hidden, weight = batch.leaves(frozen=frozen)
-        return backward(
-            loss_of(batch, hidden, weight, nll=nll, upcast=upcast, entropy=entropy), hidden, weight
-        )
+        return backward(loss_of(batch, hidden, weight, nll=nll, upcast=upcast, entropy=entropy), hidden, weight)
 
     return run
 

@@ -35,6 +35,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     found.add_argument("--threads", type=int, nargs="+", default=[1], help="of a CPU, one table each")
     found.add_argument("--kinds", nargs="+", default=list(Settings.kinds), choices=Settings.kinds, help="of variants")
     found.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    found.add_argument("--no-line", action="store_true", help="leave the closing line of JSON out")
     return found
 
 
@@ -75,7 +76,8 @@ def main(module: str, cases: Cases) -> None:
         record["predicted"] = predict(cases("cuda", "quick" if options.quick else "full"), console)
     record["seconds"] = round(time.perf_counter() - start, 1)
     write(options.json, record)
-    print(json.dumps(record), flush=True)
+    if not options.no_line:
+        print(json.dumps(record), flush=True)
     if record["wrong"]:
         sys.exit(1)
 
@@ -146,7 +148,13 @@ def table(found: Record) -> Table:
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
-    return f"{seconds:.3f} s" if seconds >= 1 else f"{1e3 * seconds:.2f} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.1f} us"
+    return (
+        f"{seconds:.3f} s"
+        if seconds >= 1
+        else f"{1e3 * seconds:.2f} ms"
+        if seconds >= 1e-3
+        else f"{1e6 * seconds:.1f} us"
+    )
 
 
 def predict(cases: Iterable[Case], console: Console) -> list[Record]:

@@ -1,0 +1,81 @@
+"""Every kernel bench, one command: `python -m bench.all --json FILE [--quick] [--only linear_grpo ...]`.
+
+Each bench runs in a process of its own with a share of the time; what one has measured is in FILE after each of its
+cases, also where it is stopped, hangs or dies. On a GPU all of it takes less than ten minutes. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.command import parser, write
+
+BENCHES = {
+    # name: its share of --budget-s
+    "linear_grpo": 0.42,
+    "linear_logprob": 0.22,
+    "token_logprob": 0.22,
+    "grpo_loss": 0.07,
+    "group_advantage": 0.07,
+}
+GRACE_S = 60  # what a bench may take beyond its share: the case that is under way, the start
+
+
+def arguments() -> argparse.Namespace:
+    found = parser(__doc__)
+    found.add_argument("--only", nargs="+", default=list(BENCHES), choices=list(BENCHES), help="some of the benches")
+    found.set_defaults(budget_s=270.0 if torch.cuda.is_available() else 3600.0)
+    found.set_defaults(case_s=8.0 if torch.cuda.is_available() else 60.0)
+    return found.parse_args()
+
+
+def run(name: str, options: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """One bench: its record, with how it ended where that was not well."""
+    share = BENCHES[name] / sum(BENCHES[other] for other in options.only)
+    budget_s = options.budget_s * share
+    command = [sys.executable, "-m", f"bench.bench_{name}", "--json", str(path), "--budget-s", f"{budget_s:.0f}"]
+    command += ["--case-s", str(options.case_s), "--kinds", *options.kinds, "--threads", *map(str, options.threads)]
+    command += [f"--{flag}" for flag in ("quick", "tiny") if getattr(options, flag)]
+    command += ["--no-line", *(["--no-memory"] if options.no_memory else [])]
+    command += ["--rounds", str(options.rounds)] if options.rounds else []
+    limit_s = budget_s + (GRACE_S if torch.cuda.is_available() else 20 * GRACE_S)
+    root = Path(__file__).resolve().parent.parent
+    ended = ""
+    try:
+        returned = subprocess.run(command, cwd=root, timeout=limit_s, check=False).returncode
+        ended = f"exit code {returned}" if returned else ""
+    except subprocess.TimeoutExpired:
+        ended = f"stopped after {limit_s:.0f} s"
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"bench": name}
+    if ended:
+        print(f"bench_{name}: {ended}", flush=True)
+        record["ended"] = ended
+    return record
+
+
+def main() -> None:
+    """Exits with 1 where a bench found a kernel wrong or died."""
+    options = arguments()
+    start = time.perf_counter()
+    record: dict[str, Any] = {"bench": "all", "benches": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.only:
+            record["benches"][name] = run(name, options, Path(folder) / f"{name}.json")
+            record["seconds"] = round(time.perf_counter() - start, 1)
+            write(options.json, record)
+    print(json.dumps(record), flush=True)
+    if any(found.get("wrong") or found.get("ended") for found in record["benches"].values()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
