@@ -49,7 +49,7 @@ def settings_of(options: argparse.Namespace, threads: int) -> Settings:
         budget_s=options.case_s,
         threads=threads,
         kinds=tuple(options.kinds),
-        memory=not options.no_memory,
+        memory=not options.no_memory and threads == options.threads[0],
         size=size,
     )
 

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -100,7 +101,7 @@ class Settings:
     threads: int = 1
     kinds: tuple[str, ...] = ("own", "eager", "compile", "peer", "ceiling")
     memory: bool = True
-    """Peak memory; on a CPU that takes a fresh process for each variant."""
+    """Peak memory; on a CPU that takes a fresh process for each variant, which torch.compile is not worth."""
     size: str = "full"
     """Which of a bench's cases: full, quick or tiny."""
 
@@ -135,8 +136,9 @@ def measure(module: str, case: Case, settings: Settings) -> tuple[list[dict[str,
     rows = {v.name: {"variant": v.name, "kind": v.kind, "note": v.note, "status": v.missing or "ok"} for v in variants}
     ready = check(work, variants, rows)
     for variant in ready if settings.memory else ():
-        if variant.kind != "ceiling":
-            memory = attempt(variant, rows, lambda variant=variant: _memory(module, case, variant, work, settings))
+        if variant.kind != "ceiling" and (variant.kind != "compile" or settings.device == "cuda"):
+            accumulator = work.accumulator_bytes
+            memory = attempt(variant, rows, partial(_memory, module, case, variant, accumulator, settings))
             rows[variant.name] |= memory or {}
     samples = _time(ready, rows, settings)
     if case.count_launches and settings.device == "cuda":
@@ -176,7 +178,7 @@ def check(work: Work, variants: list[Variant], rows: dict[str, dict[str, Any]]) 
     for variant in variants:
         if variant.arm is None:
             continue
-        outputs = attempt(variant, rows, lambda arm=variant.arm: arm()())
+        outputs = attempt(variant, rows, partial(_run, variant.arm))
         if outputs is None:
             continue
         found = errors(outputs, expected)
@@ -189,6 +191,10 @@ def check(work: Work, variants: list[Variant], rows: dict[str, dict[str, Any]]) 
         ready.append(variant)
         del outputs
     return ready
+
+
+def _run(arm: Arm) -> Outputs:
+    return arm()()
 
 
 def attempt(variant: Variant, rows: dict[str, dict[str, Any]], call: Callable[[], Any]) -> Any:
@@ -222,7 +228,7 @@ def _slabs(values: Tensor) -> tuple[Tensor, ...]:
     return flat.split(1 << 24) if flat.numel() else (flat.new_zeros(1),)
 
 
-def _memory(module: str, case: Case, variant: Variant, work: Work, settings: Settings) -> dict[str, Any]:
+def _memory(module: str, case: Case, variant: Variant, accumulator: int, settings: Settings) -> dict[str, Any]:
     """Bytes of the peak above what there was before the call; and without results and the accumulator."""
     assert variant.arm is not None
     if settings.device == "cuda":
@@ -240,7 +246,7 @@ def _memory(module: str, case: Case, variant: Variant, work: Work, settings: Set
         if found is None:
             return {}
         extra, results = found
-    return {"extra_bytes": extra, "scratch_bytes": max(0, extra - results - work.accumulator_bytes)}
+    return {"extra_bytes": extra, "scratch_bytes": max(0, extra - results - accumulator)}
 
 
 def _time(
@@ -256,7 +262,7 @@ def _time(
             break
         shift = turn % max(1, len(running))
         for variant in running[shift:] + running[:shift]:
-            sample = attempt(variant, rows, lambda variant=variant: _once(variant, flush))
+            sample = attempt(variant, rows, partial(_once, variant, flush))
             if sample is None:
                 running.remove(variant)
                 del samples[variant.name]

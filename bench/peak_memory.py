@@ -1,9 +1,11 @@
-"""Peak memory of one variant on the CPU, in a process of its own: `python -m bench.peak_memory MODULE SIZE LABEL VARIANT`.
+"""Peak memory of one variant on the CPU, in a process of its own.
+
+    python -m bench.peak_memory MODULE SIZE LABEL VARIANT
 
 The kernel's high-water mark of resident memory (VmHWM) is exact and sees every library's buffers, which a hook in one
 allocator would not. The variant runs once, so that whatever is made only once is there; the mark is put back
-(/proc/self/clear_refs), and the second run's peak above what was resident before it counts. glibc is told to give every
-block above 128 KiB back when it is freed (MALLOC_MMAP_THRESHOLD_), or memory kept for later would hide what a run takes.
+(/proc/self/clear_refs), and the second run's peak above what was resident before it counts. glibc is told to give back
+every block above 128 KiB that is freed (MALLOC_MMAP_THRESHOLD_): memory kept for later would hide what a run takes.
 Linux only: elsewhere there is no figure.
 """
 

@@ -122,10 +122,10 @@ class HeadChunks:
         high_dtype = hidden_TD.dtype if self.compensated else self.dtype
         self.high_CV = torch.empty(shape, dtype=high_dtype, device=hidden_TD.device)
         self.low_CV = torch.empty_like(self.high_CV) if self.compensated else None
-        # A block's fp32 logits and memory to work in, made once: fresh pages for each block would cost more than its maths.
-        shape = (2, min(block_rows(self.vocabulary, hidden_TD.device), plan.chunk_rows), self.vocabulary)
+        # A block's fp32 logits and memory to work in, made once: fresh pages for each block cost more than its maths.
+        block = min(block_rows(self.vocabulary, hidden_TD.device), plan.chunk_rows)
         by_blocks = self.dtype == torch.float32 and not hidden_TD.is_cuda and not self.triton
-        self.scratch = torch.empty(shape, dtype=self.dtype) if by_blocks else None
+        self.scratch = torch.empty(2, block, self.vocabulary, dtype=self.dtype) if by_blocks else None
         self.rows = 0
 
     def chunks(self) -> Iterator[slice]:
@@ -224,8 +224,6 @@ class HeadGradients:
         dtype = torch.float32 if hidden_TD.dtype == torch.float16 else hidden_TD.dtype
         self.dhidden_TD = torch.empty(hidden_TD.shape, dtype=dtype, device=hidden_TD.device) if needs[0] else None
         self.dweight_VD: Tensor | None = None
-        if needs[1] and not chunks.plan.whole:
-            self.dweight_VD = torch.zeros(weight_VD.shape, dtype=chunks.dtype, device=weight_VD.device)
         self.dbias_V = None if bias_V is None or not needs[2] else torch.zeros_like(bias_V, dtype=chunks.dtype)
         shape = (chunks.plan.stash_rows, chunks.vocabulary)
         self.stash_SV = torch.empty(shape, dtype=hidden_TD.dtype, device=hidden_TD.device) if shape[0] else None
@@ -252,7 +250,7 @@ class HeadGradients:
             self.start = chunk.stop
 
     def fold(self, chunk: slice, rows: Rows, dlogp_C: Tensor, targets_C: Tensor, scaling: Scaling) -> None:
-        """`add` for chunks whose logits `put_rows` turned into e = exp(z - max z), which are dlogits but for two factors:
+        """`add` for a chunk whose logits `put_rows` turned into e = exp(z - max z), which is dlogits but for factors:
 
         dlogits_ij = c_i e_ij for j != target_i,  c = -dlogp exp(-log_sum) / temperature,  and
         dlogits_it = dlogp_i (1 - p_it) / temperature.  So c goes to the small side of each product, and the target's
@@ -272,11 +270,10 @@ class HeadGradients:
             self.dbias_V += torch.mv(e_CV.T, c_C.to(e_CV.dtype))
             self.dbias_V.index_add_(0, index_C, target_C)
         if self.needs[1]:
-            if self.dweight_VD is None:
-                self.dweight_VD = torch.zeros(self.weight_VD.shape, dtype=self.chunks.dtype)
             wide_CD = hidden_CD.to(c_C.dtype)
-            _add_outer_(self.dweight_VD, e_CV, (wide_CD * c_C[:, None]).to(e_CV.dtype), None)
-            self.dweight_VD.index_add_(0, index_C, wide_CD * target_C[:, None])
+            self._accumulate(e_CV, (wide_CD * c_C[:, None]).to(e_CV.dtype), None).index_add_(
+                0, index_C, wide_CD * target_C[:, None]
+            )
 
     def _place(self, chunk: slice) -> Tensor:
         """Where the chunk's gradient goes: behind what the stash holds already."""
@@ -288,12 +285,18 @@ class HeadGradients:
         """The weight's gradient from the tokens in the stash, or from the chunk alone."""
         dlogits_SV = dlogits_CV if self.stash_SV is None else self.stash_SV[: tokens.stop - tokens.start]
         hidden_SD = self.hidden_TD[tokens]
-        if self.dweight_VD is None and unit is None:
+        if self.chunks.plan.whole and unit is None:
             self.dweight_VD = torch.mm(dlogits_SV.T, hidden_SD)
-            return
+        else:
+            self._accumulate(dlogits_SV, hidden_SD, unit)
+
+    def _accumulate(self, dlogits_SV: Tensor, hidden_SD: Tensor, unit: Tensor | None) -> Tensor:
+        """The fp32 sum of the weight's gradient, with these tokens' part; the first ones write where others add."""
+        first = self.dweight_VD is None
         if self.dweight_VD is None:
-            self.dweight_VD = torch.zeros(self.weight_VD.shape, dtype=self.chunks.dtype, device=hidden_SD.device)
-        _add_outer_(self.dweight_VD, dlogits_SV, hidden_SD, unit)
+            self.dweight_VD = torch.empty(self.weight_VD.shape, dtype=self.chunks.dtype, device=hidden_SD.device)
+        _outer_(self.dweight_VD, dlogits_SV, hidden_SD, unit, add=not first)
+        return self.dweight_VD
 
     def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """dhidden (fp32 for fp16), dweight (fp32 or the weight's dtype), dbias (fp32)."""
@@ -302,10 +305,10 @@ class HeadGradients:
         return self.dhidden_TD, self.dweight_VD, self.dbias_V
 
 
-def _add_outer_(total_VD: Tensor, dlogits_SV: Tensor, hidden_SD: Tensor, unit: Tensor | None) -> None:
-    """total += dlogits.T @ hidden, in fp32; by slabs of the vocabulary, so that no second [V, D] exists."""
+def _outer_(total_VD: Tensor, dlogits_SV: Tensor, hidden_SD: Tensor, unit: Tensor | None, *, add: bool) -> None:
+    """total = or += dlogits.T @ hidden, in fp32; by slabs of the vocabulary, so that no second [V, D] exists."""
     if total_VD.dtype == hidden_SD.dtype:
-        total_VD.addmm_(dlogits_SV.T, hidden_SD)
+        total_VD.addmm_(dlogits_SV.T, hidden_SD) if add else torch.mm(dlogits_SV.T, hidden_SD, out=total_VD)
         return
     slab = max(1, (_SLAB_BYTES if hidden_SD.is_cuda else _CPU_SLAB_BYTES) // (4 * hidden_SD.shape[1]))
     # On the CPU a sum of two dtypes makes a copy in fp32: of little it stays in the cache, of much it is fresh pages.
@@ -317,8 +320,10 @@ def _add_outer_(total_VD: Tensor, dlogits_SV: Tensor, hidden_SD: Tensor, unit: T
         else:
             product_VD = torch.mm(part_VS, hidden_SD)
         own_VD = total_VD[start : start + slab]
-        for total, product in zip(own_VD.split(piece), product_VD.split(piece), strict=True):
-            total += product if unit is None else product.to(total_VD.dtype) * unit
+        for row in range(0, len(own_VD), piece):
+            total, product = own_VD[row : row + piece], product_VD[row : row + piece]
+            scaled = product if unit is None else product.to(total_VD.dtype) * unit
+            total.add_(scaled) if add else total.copy_(scaled)
 
 
 def _normalised(row_grads: RowGrads, dtype: torch.dtype) -> tuple[RowGrads, Tensor | None]:
