@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.command import main
-from bench.harness import Case, Figure, Measured, Outputs, Variant, Work, plain
+from bench.harness import Case, Figure, Measured, Outputs, Variant, Work, compiled, plain
 from r1fast.kernels.group_advantage import group_advantage
 
 OWN, COPY = "group_advantage", "copy of as many bytes"
@@ -63,7 +63,7 @@ def build(num_samples: int, device: str, *, interleaved: bool) -> Work:
     variants = [
         Variant(OWN, "own", plain(own), "any layout"),
         Variant("eager", "eager", plain(ordered(by_shape)), note),
-        Variant("torch.compile", "compile", plain(ordered(torch.compile(by_shape, dynamic=False))), note),
+        Variant("torch.compile", "compile", compiled(ordered, by_shape), note),
         Variant(COPY, "ceiling", plain(copy)),
     ]
     return Work(variants, ordered(by_shape, torch.float64), {"advantage": 1e-5})

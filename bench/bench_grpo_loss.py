@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.command import main
-from bench.harness import Case, Figure, Measured, Outputs, Variant, Work, plain
+from bench.harness import Case, Figure, Measured, Outputs, Variant, Work, compiled, plain
 from bench.heads import GRPO, clip_loss
 from r1fast.kernels.grpo_loss import grpo_loss
 
@@ -79,7 +79,7 @@ def build(num_tokens: int, device: str) -> Work:
         Variant(OWN, "own", plain(own)),
         Variant(FORWARD, "own", plain(forward), "the gradient is known then"),
         Variant("eager", "eager", plain(in_torch(mean_loss)), "no metrics"),
-        Variant("torch.compile", "compile", plain(in_torch(torch.compile(mean_loss, dynamic=False))), "no metrics"),
+        Variant("torch.compile", "compile", compiled(in_torch, mean_loss), "no metrics"),
         Variant(COPY, "ceiling", plain(copy)),
     ]
     return Work(variants, in_torch(mean_loss, torch.float64), {"loss": 1e-5, "dlogp": 1e-5})

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from bench.command import main
-from bench.harness import Case, Figure, Measured, Outputs, Variant, Work, plain
+from bench.harness import Case, Figure, Measured, Outputs, Variant, Work, compiled, plain
 from bench.heads import GRPO, NLL, Batch, backward, eager_loss, head_batch, reference_gradients
 from bench.peers import grpo_peers, nll_peers
 from bench.shapes import HEAD, SWEEP, TINY, Head
@@ -48,24 +49,21 @@ def own(batch: Batch, *, nll: bool, frozen: bool, budget_bytes: int | None = Non
 
 
 def eager(
-    batch: Batch, *, nll: bool, frozen: bool, upcast: bool, entropy: bool, compiled: bool, wide: bool = False
+    batch: Batch,
+    loss_of: Callable[..., Tensor],
+    *,
+    nll: bool,
+    frozen: bool,
+    upcast: bool = False,
+    entropy: bool = False,
+    wide: bool = False,
 ) -> Callable[[], Outputs]:
     """`wide`: hidden states and head to fp32 first, the only eager way to logits that were never rounded to bf16."""
-    loss_of = torch.compile(eager_loss, dynamic=False) if compiled else eager_loss
 
     def run() -> Outputs:
         hidden, weight = batch.leaves(frozen=frozen)
-        return backward(
-            loss_of(
-                batch,
-                *((hidden.float(), weight.float()) if wide else (hidden, weight)),
-                nll=nll,
-                upcast=upcast,
-                entropy=entropy,
-            ),
-            hidden,
-            weight,
-        )
+        given = (hidden.float(), weight.float()) if wide else (hidden, weight)
+        return backward(loss_of(batch, *given, nll=nll, upcast=upcast, entropy=entropy), hidden, weight)
 
     return run
 
@@ -85,30 +83,33 @@ def products(batch: Batch, *, frozen: bool) -> Callable[[], Outputs]:
     return run
 
 
+def eager_variants(batch: Batch, *, nll: bool, frozen: bool, low: bool) -> list[Variant]:
+    """All logits at once; GRPO with the entropy, which ours always gives as a metric, and without."""
+    call = partial(eager, batch, nll=nll, frozen=frozen)
+    names = {UPCAST: True, KEPT: False} if low else {EAGER: False}
+    found = []
+    for name, upcast in names.items():
+        less = "" if upcast or not low else ", no fp32 logits"
+        found.append(Variant(name, "eager", plain(call(eager_loss, upcast=upcast)), f"no entropy{less}"))
+        if not nll:
+            run = call(eager_loss, upcast=upcast, entropy=True)
+            found.append(Variant(f"{name}, with entropy", "eager", plain(run), less.removeprefix(", ")))
+    if low:
+        run = call(eager_loss, entropy=not nll, wide=True)
+        found.append(Variant(WIDE, "eager", plain(run), "fp32 logits, as ours"))
+    found.append(Variant("torch.compile", "compile", compiled(partial(call, upcast=low, entropy=not nll), eager_loss)))
+    return found
+
+
 def build(head: Head, device: str, *, nll: bool = False, frozen: bool = False, peers: bool = True) -> Work:
     dtype = getattr(torch, head.dtype)
     batch = head_batch(head.tokens, head.width, head.vocabulary, dtype, device)
     common = {"nll": nll, "frozen": frozen}
-    plainly = partial(eager, batch, **common)
     variants = [Variant(OWN, "own", plain(own(batch, **common)))]
     if device == "cuda" and not frozen:
         variants.append(Variant(OWN_300, "own", plain(own(batch, **common, budget_bytes=300 * MIB))))
     low = dtype != torch.float32
-    first = UPCAST if low else EAGER
-    variants.append(Variant(first, "eager", plain(plainly(upcast=low, entropy=False, compiled=False)), "no entropy"))
-    if not nll:
-        run = plainly(upcast=low, entropy=True, compiled=False)
-        variants.append(Variant(f"{first}, with entropy", "eager", plain(run)))
-    if low:
-        run = plainly(upcast=False, entropy=False, compiled=False)
-        variants.append(Variant(KEPT, "eager", plain(run), "no entropy, no fp32 logits"))
-        if not nll:
-            run = plainly(upcast=False, entropy=True, compiled=False)
-            variants.append(Variant(f"{KEPT}, with entropy", "eager", plain(run), "no fp32 logits"))
-        run = plainly(upcast=True, entropy=not nll, compiled=False, wide=True)
-        variants.append(Variant(WIDE, "eager", plain(run), "fp32 logits as ours"))
-    run = plainly(upcast=low, entropy=not nll, compiled=True)
-    variants.append(Variant("torch.compile", "compile", plain(run)))
+    variants += eager_variants(batch, low=low, **common)
     if peers:
         variants += nll_peers(batch) if nll else grpo_peers(batch, frozen=frozen)
     name = f"{2 if frozen else 3} products"

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from bench.command import main
-from bench.harness import Case, Figure, Measured, Outputs, Variant, Work, plain
+from bench.harness import Case, Figure, Measured, Outputs, Variant, Work, compiled, plain
 from bench.heads import Batch, head_batch, scores
 from bench.peers import scoring_peers
 from bench.shapes import HEAD, SWEEP, TINY, Head
@@ -35,20 +36,16 @@ def own(batch: Batch, *, entropy: bool) -> Callable[[], Outputs]:
     return run
 
 
-def eager(batch: Batch, *, upcast: bool, compiled: bool) -> Callable[[], Outputs]:
-    def score(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> Outputs:
-        logits = hidden @ weight.T
-        log_p = torch.log_softmax(logits.float() if upcast else logits, 1)
-        return {
-            "logp": log_p.gather(1, targets[:, None])[:, 0],
-            "entropy": -(log_p.exp() * log_p).sum(1),
-        }
+def eager(hidden: Tensor, weight: Tensor, targets: Tensor, upcast: bool) -> Outputs:
+    logits = hidden @ weight.T
+    log_p = torch.log_softmax(logits.float() if upcast else logits, 1)
+    return {"logp": log_p.gather(1, targets[:, None])[:, 0], "entropy": -(log_p.exp() * log_p).sum(1)}
 
-    call = torch.compile(score, dynamic=False) if compiled else score
 
+def in_torch(batch: Batch, score: Callable[..., Outputs], *, upcast: bool) -> Callable[[], Outputs]:
     @torch.no_grad()
     def run() -> Outputs:
-        return call(batch.hidden_TD, batch.weight_VD, batch.targets_T)
+        return score(batch.hidden_TD, batch.weight_VD, batch.targets_T, upcast)
 
     return run
 
@@ -69,11 +66,11 @@ def build(head: Head, device: str, *, peers: bool = True) -> Work:
     variants = [
         Variant(OWN, "own", plain(own(batch, entropy=True))),
         Variant(f"{OWN}, no entropy", "own", plain(own(batch, entropy=False)), "no entropy"),
-        Variant(first, "eager", plain(eager(batch, upcast=low, compiled=False))),
-        Variant("torch.compile", "compile", plain(eager(batch, upcast=low, compiled=True))),
+        Variant(first, "eager", plain(in_torch(batch, eager, upcast=low))),
+        Variant("torch.compile", "compile", compiled(partial(in_torch, batch, upcast=low), eager)),
     ]
     if low:
-        run = eager(batch, upcast=False, compiled=False)
+        run = in_torch(batch, eager, upcast=False)
         variants.append(Variant("eager, logits in bf16", "eager", plain(run), "no fp32 logits"))
     if peers:
         variants += scoring_peers(batch)

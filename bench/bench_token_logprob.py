@@ -94,7 +94,7 @@ def build(head: Head, device: str, *, is_backward: bool, peers: bool) -> Work:
     variants = [
         Variant(OWN, "own", arm(own)),
         Variant("eager", "eager", arm(eager)),
-        Variant("torch.compile", "compile", arm(torch.compile(eager, dynamic=False))),
+        Variant("torch.compile", "compile", lazily(arm)),
     ]
     if peers:
         variants.append(peer("trl", "TRL", lambda: arm(trl_one_pass), "one pass: its Triton kernel on a GPU"))
@@ -117,6 +117,18 @@ def build(head: Head, device: str, *, is_backward: bool, peers: bool) -> Work:
 
     low = dtype != torch.float32
     return Work(variants, reference, {"logp": 1e-5, "entropy": 1e-5, "dlogits": 1e-2 if low else 1e-5})
+
+
+def lazily(arm: Callable[[Score], Arm]) -> Arm:
+    """torch.compile is loaded where it is first made ready."""
+    known: list[Arm] = []
+
+    def first() -> Callable[[], Outputs]:
+        if not known:
+            known.append(arm(torch.compile(eager, dynamic=False)))
+        return known[0]()
+
+    return first
 
 
 def copy(like: Tensor, num_elements: int) -> Callable[[], Outputs]:

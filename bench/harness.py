@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,6 +44,18 @@ class Variant:
     arm: Arm | None
     note: str = ""
     missing: str = ""
+
+
+def compiled(make: Callable[[Callable[..., Any]], Callable[[], Outputs]], function: Callable[..., Any]) -> Arm:
+    """What `make` makes of the function, by torch.compile; compiled when it is first made ready."""
+    known: list[Callable[[], Outputs]] = []
+
+    def arm() -> Callable[[], Outputs]:
+        if not known:
+            known.append(make(torch.compile(function, dynamic=False)))
+        return known[0]
+
+    return arm
 
 
 def plain(run: Callable[[], Outputs]) -> Arm:
@@ -140,7 +153,12 @@ def measure(module: str, case: Case, settings: Settings) -> tuple[list[dict[str,
             accumulator = work.accumulator_bytes
             memory = attempt(variant, rows, partial(_memory, module, case, variant, accumulator, settings))
             rows[variant.name] |= memory or {}
-    samples = _time(ready, rows, settings)
+    gc.collect()
+    gc.disable()  # a collection in the middle of a round would be one variant's time
+    try:
+        samples = _time(ready, rows, settings)
+    finally:
+        gc.enable()
     if case.count_launches and settings.device == "cuda":
         for variant in ready:
             rows[variant.name]["launches"] = _launches(variant)
@@ -165,7 +183,8 @@ def measure(module: str, case: Case, settings: Settings) -> tuple[list[dict[str,
 
 def release(device: str) -> None:
     """Forget compiled code and give cached memory back: the next case has other shapes."""
-    torch.compiler.reset()
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -257,7 +276,7 @@ def _time(
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda") if settings.device == "cuda" else None
     running, start = list(variants), time.perf_counter()
     warm = 2 if flush is not None else 0  # rounds that do not count: clocks and caching allocators settle
-    for turn in range(settings.rounds + warm):
+    for turn in range(max(LEAST_ROUNDS, settings.rounds) + warm):
         if turn >= LEAST_ROUNDS + warm and time.perf_counter() - start > settings.budget_s:
             break
         shift = turn % max(1, len(running))
@@ -275,7 +294,6 @@ def _once(variant: Variant, flush: Tensor | None) -> tuple[float, float]:
     assert variant.arm is not None
     thunk = variant.arm()
     if flush is None:
-        gc.collect()
         wall, process = time.perf_counter(), time.process_time()
         outputs = thunk()
         found = time.perf_counter() - wall, time.process_time() - process
