@@ -97,7 +97,6 @@ def eager_variants(batch: Batch, *, nll: bool, frozen: bool, low: bool) -> list[
     if low:
         run = call(eager_loss, entropy=not nll, wide=True)
         found.append(Variant(WIDE, "eager", plain(run), "fp32 logits, as ours"))
-    found.append(Variant("torch.compile", "compile", compiled(partial(call, upcast=low, entropy=not nll), eager_loss)))
     return found
 
 
@@ -110,6 +109,9 @@ def build(head: Head, device: str, *, nll: bool = False, frozen: bool = False, p
         variants.append(Variant(OWN_300, "own", plain(own(batch, **common, budget_bytes=300 * MIB))))
     low = dtype != torch.float32
     variants += eager_variants(batch, low=low, **common)
+    if peers:  # a sweep has no time to compile
+        run = partial(eager, batch, **common, upcast=low, entropy=not nll)
+        variants.append(Variant("torch.compile", "compile", compiled(run, eager_loss)))
     if peers:
         variants += nll_peers(batch) if nll else grpo_peers(batch, frozen=frozen)
     name = f"{2 if frozen else 3} products"

@@ -67,12 +67,12 @@ def build(head: Head, device: str, *, peers: bool = True) -> Work:
         Variant(OWN, "own", plain(own(batch, entropy=True))),
         Variant(f"{OWN}, no entropy", "own", plain(own(batch, entropy=False)), "no entropy"),
         Variant(first, "eager", plain(in_torch(batch, eager, upcast=low))),
-        Variant("torch.compile", "compile", compiled(partial(in_torch, batch, upcast=low), eager)),
     ]
     if low:
         run = in_torch(batch, eager, upcast=False)
         variants.append(Variant("eager, logits in bf16", "eager", plain(run), "no fp32 logits"))
-    if peers:
+    if peers:  # a sweep has no time to compile
+        variants.append(Variant("torch.compile", "compile", compiled(partial(in_torch, batch, upcast=low), eager)))
         variants += scoring_peers(batch)
     variants.append(Variant(CEILING, "ceiling", plain(product(batch))))
 

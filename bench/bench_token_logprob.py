@@ -94,9 +94,9 @@ def build(head: Head, device: str, *, is_backward: bool, peers: bool) -> Work:
     variants = [
         Variant(OWN, "own", arm(own)),
         Variant("eager", "eager", arm(eager)),
-        Variant("torch.compile", "compile", lazily(arm)),
     ]
-    if peers:
+    if peers:  # a sweep has no time to compile
+        variants.append(Variant("torch.compile", "compile", lazily(arm)))
         variants.append(peer("trl", "TRL", lambda: arm(trl_one_pass), "one pass: its Triton kernel on a GPU"))
         variants.append(peer("trl", TWO_PASSES, lambda: arm(trl_two_passes)))
     half = head.tokens * head.vocabulary // (1 if is_backward else 2)

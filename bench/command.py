@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import time
@@ -57,6 +58,8 @@ def settings_of(options: argparse.Namespace, threads: int) -> Settings:
 def main(module: str, cases: Cases) -> None:
     """Run a bench. Exits with 1 where one of our kernels is wrong."""
     options = parser(sys.modules["__main__"].__doc__).parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a table is seen when it is done, in a file too
     console = Console(width=None if sys.stdout.isatty() else 150)
     all_settings = [settings_of(options, threads) for threads in options.threads]
     device = all_settings[0].device
@@ -129,7 +132,7 @@ def table(found: Record) -> Table:
     for row in found["rows"]:
         errors = row.get("errors") or {}
         status = row["status"] if row["status"] != "ok" else ""
-        if "launches" in row:
+        if row.get("launches") is not None:
             status = f"{status} {row['launches']} launch(es)".strip()
         shown.add_row(
             row["variant"],

@@ -251,10 +251,9 @@ def _memory(module: str, case: Case, variant: Variant, accumulator: int, setting
     """Bytes of the peak above what there was before the call; and without results and the accumulator."""
     assert variant.arm is not None
     if settings.device == "cuda":
-        release("cuda")
         thunk = variant.arm()
         torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_allocated()  # what is live: cached blocks do not count
         torch.cuda.reset_peak_memory_stats()
         outputs = thunk()
         torch.cuda.synchronize()
@@ -312,8 +311,8 @@ def _once(variant: Variant, flush: Tensor | None) -> tuple[float, float]:
     return begin.elapsed_time(end) / 1e3, host
 
 
-def _launches(variant: Variant) -> int:
-    """Kernels that one run puts on the GPU, copies and fills left out."""
+def _launches(variant: Variant) -> int | None:
+    """Kernels that one run puts on the GPU, copies and fills left out; None where the profiler may not look."""
     assert variant.arm is not None
     thunk = variant.arm()
     torch.cuda.synchronize()
@@ -321,4 +320,4 @@ def _launches(variant: Variant) -> int:
         thunk()
         torch.cuda.synchronize()
     device = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    return sum(not event.name.startswith(("Memcpy", "Memset")) for event in device)
+    return sum(not event.name.startswith(("Memcpy", "Memset")) for event in device) if device else None

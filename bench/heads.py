@@ -27,13 +27,10 @@ class Batch:
     weight_VD: Tensor
     targets_T: Tensor
     advantage_N: Tensor
+    advantage_T: Tensor
     cu_seqlens: Tensor
     old_logp_T: Tensor
     ref_logp_T: Tensor
-
-    @property
-    def advantage_T(self) -> Tensor:
-        return self.advantage_N.repeat_interleave(self.cu_seqlens.diff())
 
     def padded(self, values_T: Tensor) -> Tensor:
         """[N, T / N, ...]."""
@@ -57,11 +54,13 @@ def head_batch(
     weight = (normal(vocabulary, width) * (LOGIT_STD / width**0.5)).to(dtype)
     targets = torch.randint(vocabulary, (num_tokens,), generator=generator, device=device)
     logp, _ = scores(hidden, weight, targets, dtype=torch.float32)
+    advantage = normal(num_sequences)
     return Batch(
         hidden,
         weight,
         targets,
-        normal(num_sequences),
+        advantage,
+        advantage.repeat_interleave(num_tokens // num_sequences),
         torch.linspace(0, num_tokens, num_sequences + 1, device=device).long(),
         logp + 0.2 * normal(num_tokens),
         logp + 0.2 * normal(num_tokens),
