@@ -2,8 +2,8 @@
 
 Every result is compared with a float64 reference first; a wrong one of ours ends the bench, a peer's error is reported.
 Then all variants run in turn, round after round, so that what disturbs the machine disturbs all of them: CUDA events on
-a GPU, behind a flush of the L2 cache that also hides the launches; wall and process time on a CPU. A figure is the
-median of its rounds, a ratio the median of the rounds' ratios.
+a GPU, behind a flush of the L2 cache that also hides the launches; on a CPU process time of one thread, wall time of
+several. A figure is the median of its rounds, a ratio the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -162,15 +162,18 @@ def measure(module: str, case: Case, settings: Settings) -> tuple[list[dict[str,
     if case.count_launches and settings.device == "cuda":
         for variant in ready:
             rows[variant.name]["launches"] = _launches(variant)
-    measured = Measured(rows, {name: [wall for wall, _ in pairs] for name, pairs in samples.items()})
+    # With one thread process time is the variant's own, whatever else the machine does.
+    clock = int(settings.device == "cpu" and settings.threads == 1)
+    measured = Measured(rows, {name: [pair[clock] for pair in pairs] for name, pairs in samples.items()})
+    cuda = settings.device == "cuda"
     ceiling = next((v.name for v in ready if v.kind == "ceiling"), None)
     own = next((v.name for v in ready if v.kind == "own"), None)
     for name, pairs in samples.items():
-        wall = [pair[0] for pair in pairs]
-        rows[name] |= {"median_s": statistics.median(wall), "least_s": min(wall), "most_s": max(wall)}
-        rows[name]["rounds"] = len(wall)
-        if settings.device == "cpu":
-            rows[name]["process_s"] = statistics.median(pair[1] for pair in pairs)
+        taken = measured.samples[name]
+        rows[name] |= {"median_s": statistics.median(taken), "least_s": min(taken), "most_s": max(taken)}
+        rows[name] |= {"rounds": len(taken), "clock": "process" if clock else "GPU" if cuda else "wall"}
+        if not cuda:
+            rows[name]["wall_s"] = statistics.median(wall for wall, _ in pairs)
         if own is not None:
             rows[name]["over_own"] = measured.ratio(name, own)
         if ceiling is not None:
