@@ -2,6 +2,9 @@
 //
 // A page of K or V is first brought to a form that all rows read: fp32, or for bf16 on AVX512-BF16 pairs of numbers as
 // its dot product takes them. Then a few rows at a time stay in registers.
+//
+// Pages lie anywhere in memory, where the hardware does not see the next one coming: while a tile is read, the same place
+// of the tile that follows (`next`: a page's V after its K, then the next page's K) is fetched.
 #pragma once
 #include "core/geometry.h"
 #include "cpu/per_isa/vectors.h"
@@ -41,8 +44,11 @@ public:
     }
 
     // out[row, token] for tokens below num_tokens; the others are not read.
-    void scores(const T* keys, int num_tokens, int num_rows, int D, float* out) {
-        for (int i = 0; i < num_tokens * D; i += LANES) store(page_ + i, load(keys + i));
+    void scores(const T* keys, const T* next, int num_tokens, int num_rows, int D, float* out) {
+        for (int i = 0; i < num_tokens * D; i += LANES) {
+            __builtin_prefetch(next + i);
+            store(page_ + i, load(keys + i));
+        }
         by_fours(num_rows, [&](int row, auto rows) {
             constexpr int N = decltype(rows)::value;
             for (int t = 0; t < num_tokens; t++) {
@@ -57,8 +63,12 @@ public:
     }
 
     // out[row, d] += weights[row, token] values[token, d] over tokens below num_tokens.
-    void add_values(const T* values, int num_tokens, int num_rows, int D, const float* weights, float* out) {
-        for (int i = 0; i < num_tokens * D; i += LANES) store(page_ + i, load(values + i));
+    void add_values(const T* values, const T* next, int num_tokens, int num_rows, int D, const float* weights,
+                    float* out) {
+        for (int i = 0; i < num_tokens * D; i += LANES) {
+            __builtin_prefetch(next + i);
+            store(page_ + i, load(values + i));
+        }
         by_fours(num_rows, [&](int row, auto rows) {
             constexpr int N = decltype(rows)::value;
             for (int d = 0; d < D; d += LANES) {
@@ -89,10 +99,12 @@ public:
         std::memcpy(query_ + row * (D / 2), query, sizeof(BF16) * static_cast<size_t>(D));
     }
 
-    void scores(const BF16* keys, int num_tokens, int num_rows, int D, float* out) {
+    void scores(const BF16* keys, const BF16* next, int num_tokens, int num_rows, int D, float* out) {
         for (int t = 0; t < num_tokens; t += LANES)
-            for (int pair = 0; pair < D / 2; pair += LANES)
+            for (int pair = 0; pair < D / 2; pair += LANES) {
+                for (int i = 0; i < LANES; i++) __builtin_prefetch(next + (t + i) * D + 2 * pair);
                 transpose(keys + t * D + 2 * pair, num_tokens - t, D, D / 2 - pair, page_ + pair * PAGE_TOKENS + t);
+            }
         by_fours(num_rows, [&](int row, auto rows) {
             constexpr int N = decltype(rows)::value, VECTORS = PAGE_TOKENS / LANES;
             __m512 dot[N][VECTORS] = {};
@@ -108,10 +120,13 @@ public:
         });
     }
 
-    void add_values(const BF16* values, int num_tokens, int num_rows, int D, const float* weights, float* out) {
+    void add_values(const BF16* values, const BF16* next, int num_tokens, int num_rows, int D, const float* weights,
+                    float* out) {
         const int num_pairs = (num_tokens + 1) / 2;
-        for (int pair = 0; pair < num_pairs; pair++)
+        for (int pair = 0; pair < num_pairs; pair++) {
+            for (int d = 0; d < 2 * D; d += 2 * LANES) __builtin_prefetch(next + 2 * pair * D + d);
             interleave(values + 2 * pair * D, 2 * pair + 1 < num_tokens, D, page_ + pair * D);
+        }
         for (int row = 0; row < num_rows; row++) round_weights(weights + row * PAGE_TOKENS, row);
         by_fours(num_rows, [&](int row, auto rows) {
             constexpr int N = decltype(rows)::value;
