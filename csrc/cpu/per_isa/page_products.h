@@ -51,14 +51,9 @@ public:
         }
         by_fours(num_rows, [&](int row, auto rows) {
             constexpr int N = decltype(rows)::value;
-            for (int t = 0; t < num_tokens; t++) {
-                Vec dot[N] = {};
-                for (int d = 0; d < D; d += LANES) {
-                    const Vec key = load(page_ + t * D + d);
-                    for (int n = 0; n < N; n++) dot[n] = multiply_add(key, load(query_ + (row + n) * D + d), dot[n]);
-                }
-                for (int n = 0; n < N; n++) out[(row + n) * PAGE_TOKENS + t] = sum(dot[n]);
-            }
+            int t = 0;
+            for (; t + 2 <= num_tokens; t += 2) score<N, 2>(row, t, D, out);
+            if (t < num_tokens) score<N, 1>(row, t, D, out);
         });
     }
 
@@ -71,20 +66,41 @@ public:
         }
         by_fours(num_rows, [&](int row, auto rows) {
             constexpr int N = decltype(rows)::value;
-            for (int d = 0; d < D; d += LANES) {
-                Vec total[N];
-                for (int n = 0; n < N; n++) total[n] = load(out + (row + n) * D + d);
-                for (int t = 0; t < num_tokens; t++) {
-                    const Vec value = load(page_ + t * D + d);
-                    for (int n = 0; n < N; n++)
-                        total[n] = multiply_add(splat(weights[(row + n) * PAGE_TOKENS + t]), value, total[n]);
-                }
-                for (int n = 0; n < N; n++) store(out + (row + n) * D + d, total[n]);
-            }
+            int d = 0;
+            for (; d + 2 * LANES <= D; d += 2 * LANES) add_columns<N, 2>(row, num_tokens, D, d, weights, out);
+            if (d < D) add_columns<N, 1>(row, num_tokens, D, d, weights, out);
         });
     }
 
 private:
+    // Scores of N rows and TOKENS tokens, so that enough sums run beside each other.
+    template <int N, int TOKENS>
+    void score(int row, int t, int D, float* out) const {
+        Vec dot[N][TOKENS] = {};
+        for (int d = 0; d < D; d += LANES)
+            for (int i = 0; i < TOKENS; i++) {
+                const Vec key = load(page_ + (t + i) * D + d);
+                for (int n = 0; n < N; n++) dot[n][i] = multiply_add(key, load(query_ + (row + n) * D + d), dot[n][i]);
+            }
+        for (int n = 0; n < N; n++)
+            for (int i = 0; i < TOKENS; i++) out[(row + n) * PAGE_TOKENS + t + i] = sum(dot[n][i]);
+    }
+
+    template <int N, int VECTORS>
+    void add_columns(int row, int num_tokens, int D, int d, const float* weights, float* out) const {
+        Vec total[N][VECTORS];
+        for (int n = 0; n < N; n++)
+            for (int v = 0; v < VECTORS; v++) total[n][v] = load(out + (row + n) * D + d + v * LANES);
+        for (int t = 0; t < num_tokens; t++)
+            for (int v = 0; v < VECTORS; v++) {
+                const Vec value = load(page_ + t * D + d + v * LANES);
+                for (int n = 0; n < N; n++)
+                    total[n][v] = multiply_add(splat(weights[(row + n) * PAGE_TOKENS + t]), value, total[n][v]);
+            }
+        for (int n = 0; n < N; n++)
+            for (int v = 0; v < VECTORS; v++) store(out + (row + n) * D + d + v * LANES, total[n][v]);
+    }
+
     alignas(64) float query_[PRODUCT_ROWS * MAX_HEAD_DIM];
     alignas(64) float page_[PAGE_TOKENS * MAX_HEAD_DIM];
 };
