@@ -55,7 +55,7 @@ def test_heads_that_do_not_begin_on_16_bytes() -> None:
 
 def test_a_tensor_that_is_not_contiguous() -> None:
     device = torch.device("cpu")
-    with pytest.raises(ValueError, match=r"x must be contiguous, its strides are \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"x must be contiguous, its strides are \(1, 2\)"):
         check_tensor("x", torch.zeros(2, 3).int().T.contiguous().T, torch.int32, (2, 3), device)
     with pytest.raises(ValueError, match=r"x must be int32 \[2\] on cpu, it is int64 \[2\] on cpu"):
         check_tensor("x", torch.zeros(2).long(), torch.int32, (2,), device)
