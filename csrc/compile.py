@@ -90,7 +90,7 @@ def compile_extension(tools: Toolchain, out: Path, work: Path) -> None:
     flags += [f"-DR1_WITH_{isa}" for isa in tools.isas] + (["-DR1_WITH_CUDA"] if tools.nvcc else [])
     lines = [f"flags = {' '.join(flags)}"]
     lines += [*_rule("cxx", f"{tools.cxx} $flags $isa -MMD -MF $out.d -c $in -o $out", depfile="$out.d")]
-    link = f"{tools.cxx} -shared $in -o $out {_link_flags()}"
+    link = f"{tools.cxx} $in -o $out {_link_flags()}"
     objects: list[str] = []
     for path in [*sorted(CSRC.glob("bindings/*.cpp")), *sorted(CSRC.glob("cpu/*.cpp"))]:
         objects += [_compile(lines, "cxx", path)]
@@ -113,6 +113,8 @@ def compile_emulated(cxx: str, out: Path, work: Path) -> None:
     """Build the module `r1fast_emulated` to the file `out`: the CUDA sources as C++, a fiber for each thread."""
     flags = [*COMMON, "-O2", *_includes(), "-DR1_EMULATION", "-DR1_MODULE=r1fast_emulated"]
     flags += ["-Wno-unknown-pragmas", "-DR1_WITH_CUDA", '-DR1_CUDA_TARGETS=\\"emulated\\"']
+    if sys.platform == "darwin":  # for ucontext, which emulation/fiber.h takes where it is not x86-64
+        flags += ["-D_XOPEN_SOURCE=600", "-D_DARWIN_C_SOURCE"]
     lines = [f"flags = {' '.join(flags)}"]
     lines += [*_rule("cxx", f"{cxx} $flags -MMD -MF $out.d -x c++ -c $in -o $out", depfile="$out.d")]
     patterns = ("bindings/*.cpp", "emulation/*.cpp", "cpu/*.cpp", "cuda/*.cu")
@@ -120,7 +122,7 @@ def compile_emulated(cxx: str, out: Path, work: Path) -> None:
     for path in sorted(CSRC.glob("cpu/per_isa/*.cpp")):
         lines += [f"build {path.name}.plain.o: cxx {_escape(path)}", "  flags = $flags -DR1_ISA=plain"]
         objects += [f"{path.name}.plain.o"]
-    lines += _rule("link", f"{cxx} -shared $in -o $out {_link_flags()}")
+    lines += _rule("link", f"{cxx} $in -o $out {_link_flags()}")
     lines += [f"build {_escape(out)}: link {' '.join(objects)}"]
     _ninja(lines, work)
 
@@ -153,7 +155,7 @@ def _includes() -> list[str]:
 
 
 def _link_flags() -> str:
-    return "-undefined dynamic_lookup" if sys.platform == "darwin" else "-pthread -ldl"
+    return "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared -pthread -ldl"
 
 
 def _which(name: str | None) -> str | None:

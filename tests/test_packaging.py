@@ -30,11 +30,16 @@ def project() -> dict[str, Any]:
         return tomllib.load(file)
 
 
-def build(kind: str, source: Path, out: Path) -> Path:
-    """Build with the project's backend, in a process of its own because the backend works in the cwd."""
+def build(kind: str, source: Path, out: Path, path: str | None = None) -> Path:
+    """Build with the project's backend, in a process of its own because the backend works in the cwd.
+
+    `path` takes the place of PATH: without a compiler there, the wheel has no extension.
+    """
     code = f"import setuptools.build_meta as backend; backend.build_{kind}({str(out)!r})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=source, env=CPU_ONLY, capture_output=True, text=True)
+    env = CPU_ONLY if path is None else CPU_ONLY | {"PATH": path}
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert ("no C++ compiler found" in done.stderr) == (path == "" and kind == "wheel")
     (built,) = out.glob("*.whl" if kind == "wheel" else "*.tar.gz")
     return built
 
@@ -94,14 +99,23 @@ def test_kernels_in_the_wheel_are_the_files_of_the_checkout(wheel: zipfile.ZipFi
         assert not (wheel.getinfo(f"r1fast/kernels/{path.name}").external_attr >> 16) & 0o020000  # not a link
 
 
-def test_an_sdist_holds_kernels_as_real_files_and_builds_the_same_wheel(
+def test_an_sdist_holds_kernels_as_real_files_and_builds_the_same_wheel_without_a_compiler(
     sdist: Path, wheel: zipfile.ZipFile, tmp_path: Path
 ) -> None:
     kernels = sdist / "r1fast" / "kernels"
     assert kernels.is_dir()
     assert not kernels.is_symlink()
-    rebuilt = zipfile.ZipFile(build("wheel", sdist, tmp_path))
-    assert set(rebuilt.namelist()) == set(wheel.namelist())
+    rebuilt = zipfile.ZipFile(build("wheel", sdist, tmp_path, path=""))
+    (extension,) = set(wheel.namelist()) - set(rebuilt.namelist())
+    assert extension.startswith("r1fast/_C.")
+    assert set(rebuilt.namelist()) < set(wheel.namelist())
+
+
+def test_an_sdist_holds_all_that_the_extension_is_compiled_from(sdist: Path) -> None:
+    sources = [path for path in (ROOT / "csrc").glob("**/*") if path.is_file() and "__pycache__" not in path.parts]
+    assert sources
+    for path in sources:
+        assert (sdist / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
 
 
 def test_the_wheels_metadata(wheel: zipfile.ZipFile) -> None:

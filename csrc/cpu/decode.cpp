@@ -7,6 +7,10 @@
 namespace r1 {
 namespace {
 
+// Numbers that a thread must have to work on before waking another one pays: some 20 microseconds.
+constexpr int64_t NUMBERS_OF_A_THREAD = 64 << 10;
+int64_t grain(int64_t numbers_each) { return 1 + NUMBERS_OF_A_THREAD / (numbers_each + 1); }
+
 void check_head_dim(const char* op, int head_dim) {
     R1_CHECK(head_dim % 16 == 0 && 0 < head_dim && head_dim <= MAX_HEAD_DIM, op, ": head_dim = ", head_dim,
              " must be a multiple of 16, at most ", MAX_HEAD_DIM);
@@ -36,7 +40,8 @@ void kv_append_cpu(const KvAppendParams& p, int num_threads) {
                      "] = ", p.position[token], " is not one of the ", p.num_positions, " that cosine and sine have");
     }
     const auto run = R1_ENTRY(append_tokens);
-    run_ranges(p.num_tokens, 8, num_threads, [&](int64_t begin, int64_t end) { run(p, begin, end); });
+    const int64_t heads = (p.query ? p.num_heads : 0) + 2 * p.num_kv_heads;
+    run_ranges(p.num_tokens, grain(heads * p.head_dim), num_threads, [&](int64_t begin, int64_t end) { run(p, begin, end); });
 }
 
 void paged_decode_cpu(const PagedDecodeParams& p, int num_threads) {
@@ -50,7 +55,7 @@ void paged_decode_cpu(const PagedDecodeParams& p, int num_threads) {
 void attention_merge_cpu(const AttentionMergeParams& p, int num_threads) {
     check_head_dim("attention_merge", p.head_dim);
     const auto run = R1_ENTRY(merge_rows);
-    run_ranges(p.num_rows, 4, num_threads, [&](int64_t begin, int64_t end) { run(p, begin, end); });
+    run_ranges(p.num_rows, grain(int64_t{p.num_heads} * p.head_dim), num_threads, [&](int64_t begin, int64_t end) { run(p, begin, end); });
 }
 
 }  // namespace r1

@@ -80,11 +80,12 @@ R1_DEVICE int group_of(const DecodePlanParams& p, int row, int& faults) {
     return -1;
 }
 
-// Counts each group's rows, and gives each row its rank among them: one warp, so that ranks ascend with rows.
-R1_DEVICE void rank_rows(const DecodePlanParams& p, int* group_count, int* rank, int& faults) {
+// Counts each group's rows, and gives each row its rank among them, in the place of its group: one warp, so that ranks
+// ascend with rows. It goes round after round, and so reads no global memory.
+R1_DEVICE void rank_rows(int num_rows, int* group_count, int* rank) {
     const int lane = threadIdx.x;
-    for (int first = 0; first < p.num_rows; first += 32) {
-        const int row = first + lane, group = row < p.num_rows ? group_of(p, row, faults) : -1;
+    for (int first = 0; first < num_rows; first += 32) {
+        const int row = first + lane, group = row < num_rows ? rank[row] : -1;
         const uint32_t peers = match_any(group);
         const int before = popcount(peers & ((1u << lane) - 1));
         const int counted = group >= 0 ? group_count[group] : 0;
@@ -126,9 +127,10 @@ R1_KERNEL(PLAN_THREADS, 1) decode_plan_kernel(const DecodePlanParams p) {
     int faults = 0;
 
     for (int group = thread; group < p.num_groups; group += PLAN_THREADS) group_count[group] = 0;
+    for (int row = thread; row < p.num_rows; row += PLAN_THREADS) rank[row] = group_of(p, row, faults);
     if (thread == 0) *shared_faults = 0;
     block_sync();
-    if (thread < 32) rank_rows(p, group_count, rank, faults);
+    if (thread < 32) rank_rows(p.num_rows, group_count, rank);
     block_sync();
 
     // Count: rows of groups, items of prefixes; then full chunks and rests of suffixes, partial results.

@@ -31,8 +31,10 @@ class Batch:
     rows: list[tuple[int, int]]
     prefixes: list[int]
     seed: int = 0
-    keys: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # (segment kind, number) -> [tokens, K, D]
-    values: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    keys: dict[tuple[str, int], Tensor] = field(
+        default_factory=dict, repr=False
+    )  # (segment kind, number) -> [tokens, K, D]
+    values: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         shape, generator = self.shape, torch.Generator().manual_seed(self.seed)

@@ -69,6 +69,19 @@ def test_full_chunks_come_before_rests() -> None:
     assert kinds == [(1, 512), (1, 188), (0, 512), (0, 512), (0, 512), (0, 88), (0, 100)]
 
 
+def test_a_batch_of_4096_sequences() -> None:
+    generator = torch.Generator().manual_seed(1)
+    suffixes = torch.randint(0, 2049, (4096,), generator=generator).tolist()
+    groups = (torch.randperm(4096, generator=generator) // 16).tolist()
+    prefixes = torch.randint(0, 1537, (256,), generator=generator).tolist()
+    plans = [allocate(4096, 256) for _ in range(2)]
+    for plan, backend in zip(plans, ("plain", EMULATED), strict=True):
+        with using(backend):
+            fill(plan, suffixes, groups, prefixes)
+    for name in ("status", "items", "members_S", "partial_begin"):
+        assert torch.equal(getattr(plans[0], name), getattr(plans[1], name)), name
+
+
 @pytest.mark.parametrize("backend", ["plain", EMULATED])
 @pytest.mark.parametrize(
     ("suffixes", "groups", "prefixes", "message"),

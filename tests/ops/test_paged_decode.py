@@ -57,6 +57,10 @@ def test_the_cpu_takes_fp32_and_small_heads(backend: str, head_dim: int, dtype: 
         check(Batch(Shape(num_heads=6, num_kv_heads=2, head_dim=head_dim, dtype=dtype), [(0, 33), (0, 600)], [70]))
 
 
+def test_a_sequence_of_128k_tokens() -> None:
+    check(Batch(Shape(num_heads=2, num_kv_heads=1, head_dim=64), [(0, 131072 - 700), (0, 3)], [700]))
+
+
 @settings(max_examples=8)
 @given(st.sets(st.integers(0, 6), max_size=6), st.sampled_from([(7, 1, 128), (9, 3, 64), (16, 1, 256), (4, 4, 96)]))
 def test_a_row_is_bitwise_the_same_whoever_is_in_the_batch(

@@ -2,6 +2,9 @@
 //
 // A page of K or V is first brought to a form that all rows read: fp32, or for bf16 on AVX512-BF16 pairs of numbers as
 // its dot product takes them. Then a few rows at a time stay in registers.
+//
+// Pages lie anywhere in memory, where the hardware does not see the next one coming: while a tile is read, the same place
+// of the tile that follows (`next`: a page's V after its K, then the next page's K) is fetched.
 #pragma once
 #include "core/geometry.h"
 #include "cpu/per_isa/vectors.h"
@@ -41,40 +44,63 @@ public:
     }
 
     // out[row, token] for tokens below num_tokens; the others are not read.
-    void scores(const T* keys, int num_tokens, int num_rows, int D, float* out) {
-        for (int i = 0; i < num_tokens * D; i += LANES) store(page_ + i, load(keys + i));
+    void scores(const T* keys, const T* next, int num_tokens, int num_rows, int D, float* out) {
+        for (int i = 0; i < num_tokens * D; i += LANES) {
+            __builtin_prefetch(next + i);
+            store(page_ + i, load(keys + i));
+        }
         by_fours(num_rows, [&](int row, auto rows) {
             constexpr int N = decltype(rows)::value;
-            for (int t = 0; t < num_tokens; t++) {
-                Vec dot[N] = {};
-                for (int d = 0; d < D; d += LANES) {
-                    const Vec key = load(page_ + t * D + d);
-                    for (int n = 0; n < N; n++) dot[n] = multiply_add(key, load(query_ + (row + n) * D + d), dot[n]);
-                }
-                for (int n = 0; n < N; n++) out[(row + n) * PAGE_TOKENS + t] = sum(dot[n]);
-            }
+            int t = 0;
+            for (; t + 2 <= num_tokens; t += 2) score<N, 2>(row, t, D, out);
+            if (t < num_tokens) score<N, 1>(row, t, D, out);
         });
     }
 
     // out[row, d] += weights[row, token] values[token, d] over tokens below num_tokens.
-    void add_values(const T* values, int num_tokens, int num_rows, int D, const float* weights, float* out) {
-        for (int i = 0; i < num_tokens * D; i += LANES) store(page_ + i, load(values + i));
+    void add_values(const T* values, const T* next, int num_tokens, int num_rows, int D, const float* weights,
+                    float* out) {
+        for (int i = 0; i < num_tokens * D; i += LANES) {
+            __builtin_prefetch(next + i);
+            store(page_ + i, load(values + i));
+        }
         by_fours(num_rows, [&](int row, auto rows) {
             constexpr int N = decltype(rows)::value;
-            for (int d = 0; d < D; d += LANES) {
-                Vec total[N];
-                for (int n = 0; n < N; n++) total[n] = load(out + (row + n) * D + d);
-                for (int t = 0; t < num_tokens; t++) {
-                    const Vec value = load(page_ + t * D + d);
-                    for (int n = 0; n < N; n++)
-                        total[n] = multiply_add(splat(weights[(row + n) * PAGE_TOKENS + t]), value, total[n]);
-                }
-                for (int n = 0; n < N; n++) store(out + (row + n) * D + d, total[n]);
-            }
+            int d = 0;
+            for (; d + 2 * LANES <= D; d += 2 * LANES) add_columns<N, 2>(row, num_tokens, D, d, weights, out);
+            if (d < D) add_columns<N, 1>(row, num_tokens, D, d, weights, out);
         });
     }
 
 private:
+    // Scores of N rows and TOKENS tokens, so that enough sums run beside each other.
+    template <int N, int TOKENS>
+    void score(int row, int t, int D, float* out) const {
+        Vec dot[N][TOKENS] = {};
+        for (int d = 0; d < D; d += LANES)
+            for (int i = 0; i < TOKENS; i++) {
+                const Vec key = load(page_ + (t + i) * D + d);
+                for (int n = 0; n < N; n++) dot[n][i] = multiply_add(key, load(query_ + (row + n) * D + d), dot[n][i]);
+            }
+        for (int n = 0; n < N; n++)
+            for (int i = 0; i < TOKENS; i++) out[(row + n) * PAGE_TOKENS + t + i] = sum(dot[n][i]);
+    }
+
+    template <int N, int VECTORS>
+    void add_columns(int row, int num_tokens, int D, int d, const float* weights, float* out) const {
+        Vec total[N][VECTORS];
+        for (int n = 0; n < N; n++)
+            for (int v = 0; v < VECTORS; v++) total[n][v] = load(out + (row + n) * D + d + v * LANES);
+        for (int t = 0; t < num_tokens; t++)
+            for (int v = 0; v < VECTORS; v++) {
+                const Vec value = load(page_ + t * D + d + v * LANES);
+                for (int n = 0; n < N; n++)
+                    total[n][v] = multiply_add(splat(weights[(row + n) * PAGE_TOKENS + t]), value, total[n][v]);
+            }
+        for (int n = 0; n < N; n++)
+            for (int v = 0; v < VECTORS; v++) store(out + (row + n) * D + d + v * LANES, total[n][v]);
+    }
+
     alignas(64) float query_[PRODUCT_ROWS * MAX_HEAD_DIM];
     alignas(64) float page_[PAGE_TOKENS * MAX_HEAD_DIM];
 };
@@ -89,10 +115,12 @@ public:
         std::memcpy(query_ + row * (D / 2), query, sizeof(BF16) * static_cast<size_t>(D));
     }
 
-    void scores(const BF16* keys, int num_tokens, int num_rows, int D, float* out) {
+    void scores(const BF16* keys, const BF16* next, int num_tokens, int num_rows, int D, float* out) {
         for (int t = 0; t < num_tokens; t += LANES)
-            for (int pair = 0; pair < D / 2; pair += LANES)
+            for (int pair = 0; pair < D / 2; pair += LANES) {
+                for (int i = 0; i < LANES; i++) __builtin_prefetch(next + (t + i) * D + 2 * pair);
                 transpose(keys + t * D + 2 * pair, num_tokens - t, D, D / 2 - pair, page_ + pair * PAGE_TOKENS + t);
+            }
         by_fours(num_rows, [&](int row, auto rows) {
             constexpr int N = decltype(rows)::value, VECTORS = PAGE_TOKENS / LANES;
             __m512 dot[N][VECTORS] = {};
@@ -108,10 +136,13 @@ public:
         });
     }
 
-    void add_values(const BF16* values, int num_tokens, int num_rows, int D, const float* weights, float* out) {
+    void add_values(const BF16* values, const BF16* next, int num_tokens, int num_rows, int D, const float* weights,
+                    float* out) {
         const int num_pairs = (num_tokens + 1) / 2;
-        for (int pair = 0; pair < num_pairs; pair++)
+        for (int pair = 0; pair < num_pairs; pair++) {
+            for (int d = 0; d < 2 * D; d += 2 * LANES) __builtin_prefetch(next + 2 * pair * D + d);
             interleave(values + 2 * pair * D, 2 * pair + 1 < num_tokens, D, page_ + pair * D);
+        }
         for (int row = 0; row < num_rows; row++) round_weights(weights + row * PAGE_TOKENS, row);
         by_fours(num_rows, [&](int row, auto rows) {
             constexpr int N = decltype(rows)::value;

@@ -73,13 +73,17 @@ void decode(const PagedDecodeParams& p, const DecodeItem& item, int kv_head) {
 
     const int32_t* table = item.is_prefix ? p.prefix_pages + int64_t{item.segment} * p.prefix_table_stride
                                           : p.suffix_pages + int64_t{item.segment} * p.suffix_table_stride;
-    for (int page = 0; page * PAGE_TOKENS < item.num_tokens; page++) {
+    table += item.chunk * CHUNK_PAGES;
+    const auto tile = [&](int page) { return table[page] * p.page_stride + kv_head * p.page_head_stride; };
+    const int num_pages = (item.num_tokens + PAGE_TOKENS - 1) / PAGE_TOKENS;
+    for (int page = 0; page < num_pages; page++) {
         const int left = item.num_tokens - page * PAGE_TOKENS, num_tokens = left < PAGE_TOKENS ? left : PAGE_TOKENS;
-        const int64_t at = table[item.chunk * CHUNK_PAGES + page] * p.page_stride + kv_head * p.page_head_stride;
-        products.scores(static_cast<const T*>(p.key_pages) + at, num_tokens, num_rows, D, results.weights);
+        const T* keys = static_cast<const T*>(p.key_pages) + tile(page);
+        const T* values = static_cast<const T*>(p.value_pages) + tile(page);
+        const T* next_keys = static_cast<const T*>(p.key_pages) + tile(page + 1 < num_pages ? page + 1 : page);
+        products.scores(keys, values, num_tokens, num_rows, D, results.weights);
         for (int n = 0; n < num_rows; n++) weigh(results, n, num_tokens, D, scale_log2);
-        products.add_values(static_cast<const T*>(p.value_pages) + at, num_tokens, num_rows, D, results.weights,
-                            results.output);
+        products.add_values(values, next_keys, num_tokens, num_rows, D, results.weights, results.output);
     }
     for (int n = 0; n < num_rows; n++) {
         const Vec total = splat(results.sum[n]);
