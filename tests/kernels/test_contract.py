@@ -48,7 +48,7 @@ TRAPS = {
     "a copy of logits that are not contiguous": "test_real_shapes::"
     "test_logits_are_neither_copied_nor_cast_whatever_their_strides",
     "targets of 32 or 64 bits, misaligned": "test_traps::test_targets_at_an_odd_address_and_with_gaps",
-    "an ignore index, a target out of range": "test_bad_input::"
+    "an ignore index, a target out of range": "test_bad_arguments::"
     "test_values_are_named_too_where_reading_them_waits_for_nothing",
     "the same where values are not read": "test_traps::"
     "test_a_target_outside_the_vocabulary_is_no_read_outside_the_logits",
@@ -84,7 +84,7 @@ TRAPS = {
     "a graph for every length": "test_compile::test_one_graph_for_all_lengths",
     "fp64 in a compiled graph": "test_compile::test_no_double_precision_in_the_graph",
     "autocast inside": "test_traps::test_autocast_does_not_reach_inside_the_fused_loss",
-    "an empty shard of ZeRO-3": "test_bad_input::test_bad_arguments_raise_before_anything_runs",
+    "an empty shard of ZeRO-3": "test_bad_arguments::test_bad_arguments_raise_before_anything_runs",
     "metrics that a path lacks": "test_traps::test_the_fused_loss_reports_what_the_loss_reports",
     "constant rewards that get an advantage": "test_group_advantage::test_a_constant_group_is_exactly_zero",
     "a variance by E[x^2] - E[x]^2": "test_group_advantage::test_rewards_that_are_large_and_close_keep_their_digits",
