@@ -111,7 +111,7 @@ def compile_extension(tools: Toolchain, out: Path, work: Path) -> None:
 
 def compile_emulated(cxx: str, out: Path, work: Path) -> None:
     """Build the module `r1fast_emulated` to the file `out`: the CUDA sources as C++, a fiber for each thread."""
-    flags = [*COMMON, "-O2", *_includes(), "-DR1_EMULATION", "-DR1_MODULE=r1fast_emulated"]
+    flags = [*COMMON, "-O1", *_includes(), "-DR1_EMULATION", "-DR1_MODULE=r1fast_emulated"]
     flags += ["-Wno-unknown-pragmas", "-DR1_WITH_CUDA", '-DR1_CUDA_TARGETS=\\"emulated\\"']
     if sys.platform == "darwin":  # for ucontext, which emulation/fiber.h takes where it is not x86-64
         flags += ["-D_XOPEN_SOURCE=600", "-D_DARWIN_C_SOURCE"]

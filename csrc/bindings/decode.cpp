@@ -96,6 +96,8 @@ void bind_decode(py::module_& module) {
         .R1_FIELD(AttentionMergeParams, head_dim)
         .R1_FIELD(AttentionMergeParams, dtype);
 
+    module.def("prefix_members", &prefix_members, py::arg("head_dim"), py::arg("gqa"),
+               "Sequences that one work item reads a prefix for, by query heads for each KV head.");
     // The interpreter is free while they run: other threads of the program work on.
     const auto released = py::call_guard<py::gil_scoped_release>();
     const auto params = py::arg("params"), num_threads = py::arg("num_threads");

@@ -59,7 +59,9 @@ def check_pages(key_pages: Tensor, value_pages: Tensor) -> tuple[int, int, int]:
             f"value_pages must lie like key_pages, with strides {key_pages.stride()} on {key_pages.device}; "
             f"it has {value_pages.stride()} on {value_pages.device}"
         )
-    if key_pages.stride()[2:] != (head_dim, 1) or key_pages.data_ptr() % 16 or value_pages.data_ptr() % 16:
+    starts = [key_pages.data_ptr(), value_pages.data_ptr()]
+    starts += [stride * key_pages.element_size() for stride in key_pages.stride()[:2]]
+    if key_pages.stride()[2:] != (head_dim, 1) or any(start % 16 for start in starts):
         raise ValueError(
             f"each (page, head) tile of {PAGE_TOKENS} x {head_dim} must be contiguous and begin on 16 bytes; "
             f"the strides are {key_pages.stride()}"

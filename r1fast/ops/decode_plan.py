@@ -121,7 +121,6 @@ def decode_plan(plan: DecodePlan, suffix_length_S: Tensor, group_S: Tensor, pref
     check_tensor("suffix_length_S", suffix_length_S, torch.int32, (plan.num_rows,), device)
     check_tensor("group_S", group_S, torch.int32, (plan.num_rows,), device)
     check_tensor("prefix_length_G", prefix_length_G, torch.int32, (plan.num_groups,), device)
-    prefix_rows = 32 if plan.head_dim > 128 else 64  # csrc/ops/decode_plan.h
     params = extension().DecodePlanParams(
         suffix_length=suffix_length_S.data_ptr(),
         group=group_S.data_ptr(),
@@ -136,7 +135,7 @@ def decode_plan(plan: DecodePlan, suffix_length_S: Tensor, group_S: Tensor, pref
         max_prefix_tokens=plan.max_prefix_tokens,
         max_items=plan.items.shape[0],
         max_partials=plan.partial_lse.shape[0],
-        members_per_item=prefix_rows // (plan.num_heads // plan.num_kv_heads),
+        members_per_item=extension().prefix_members(plan.head_dim, plan.num_heads // plan.num_kv_heads),
     )
     run("decode_plan", params, plan.status)
     if device.type == "cpu":

@@ -30,6 +30,11 @@ def test_pages_give_their_sizes() -> None:
         (pages(), pages(dtype=torch.float16), r"value_pages must be like key_pages, bfloat16"),
         (pages(), torch.zeros(3, 64, 2, 64).bfloat16().transpose(1, 2), r"value_pages must lie like key_pages"),
         (pages(head_dim=128)[..., :64], pages(head_dim=128)[..., :64], r"tile of 64 x 64 must be contiguous"),
+        (
+            torch.zeros(3, 2 * 64 * 64 + 1).bfloat16()[:, :-1].view(3, 2, 64, 64),
+            torch.zeros(3, 2 * 64 * 64 + 1).bfloat16()[:, :-1].view(3, 2, 64, 64),
+            r"must be contiguous and begin on 16 bytes; the strides are \(8193, 4096, 64, 1\)",
+        ),
         (pages(head_dim=40), pages(head_dim=40), r"head_dim = 40 must be a multiple of 16, at most 256"),
         (pages(head_dim=512), pages(head_dim=512), r"head_dim = 512 must be"),
     ],
