@@ -27,6 +27,7 @@ BENCHES = {
     "token_logprob": 0.22,
     "grpo_loss": 0.07,
     "group_advantage": 0.07,
+    "paged_decode": 0.07,
 }
 GRACE_S = 25  # what a bench may take beyond its share: the case that is under way, the start
 

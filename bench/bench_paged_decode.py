@@ -1,192 +1,201 @@
-"""Decode attention on pages beside PyTorch's SDPA: `python -m bench.bench_paged_decode [--threads N ...]`.
+"""`decode_plan`, `paged_decode` and `attention_merge`: one token's attention on pages, ragged and with shared prefixes.
 
-SDPA gets K and V that are already gathered and padded, which is not timed, in two ways: with enable_gqa, and with the
-query heads of a KV head as the rows of one query, which is several times faster. The speedup is over the faster one.
-decode_plan, paged_decode and attention_merge read the pages. All are checked against fp64 first, then run in turn,
-round after round; a figure is the median of the rounds, a ratio the median of the rounds' ratios. Bytes: every K and V
-of the batch once, of a shared prefix once for its group; FLOPs: 4 D for each (query head, token).
+PyTorch's SDPA gets K and V that are already gathered and padded, which is not timed, in two ways: with enable_gqa, and
+with the query heads of a KV head as the rows of one query, which is several times faster on a CPU. Bytes, the least: K
+and V of the batch once, those of a shared prefix once for its group; FLOPs: 4 D for each (query head, token).
+`python -m bench.bench_paged_decode [--quick] [--threads 1 2] [--json FILE]`.
 """
+
+# S sequences, H query heads, K KV heads, D head_dim
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from bench.command import main
+from bench.harness import Case, Figure, Measured, Outputs, Variant, Work, plain
 from r1fast.ops.decode_plan import DecodePlan, decode_plan
-from r1fast.ops.extension import extension
 from r1fast.ops.paged_decode import attention_merge, paged_decode
 
-PAGE = 64
-ROWS, LENGTHS, PREFIX, GROUP = 32, (256, 1024), 512, 16
-LIMITS = {"ragged": 2.0, "shared": 3.0}
-"""At least so many times faster than SDPA: issue of csrc, section 4."""
+PAGE, GROUP = 64, 16
+OWN, GQA, ROWS, COPY = "paged_decode", "SDPA, enable_gqa", "SDPA, heads as rows", "copy of as many bytes"
+SPEEDUP = {"ragged": 2.0, "shared": 3.0}  # over the faster SDPA, on a CPU
 
 
-@dataclass
-class Case:
-    """One batch: a ragged one, or groups of 16 that share 512 tokens and have 256 to 1024 in all."""
+@dataclass(frozen=True)
+class Batch:
+    """A decode step: `low` to `high` tokens a sequence, of which groups of 16 share `prefix` where it is not 0."""
 
-    name: str
+    num_rows: int
+    low: int
+    high: int
+    prefix: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    dtype: torch.dtype = torch.bfloat16
-
-    def __post_init__(self) -> None:
-        self.shared = self.name == "shared"
-        generator = torch.Generator().manual_seed(0)
-        low, high = LENGTHS
-        prefix = PREFIX if self.shared else 0
-        totals = torch.randint(max(low, prefix + 1), high + 1, (ROWS,), generator=generator).tolist()
-        self.totals, self.suffixes = totals, [total - prefix for total in totals]
-        self.prefixes = [prefix] * (ROWS // GROUP) if self.shared else []
-        sizes = (self.num_kv_heads, self.head_dim)
-        heads = [torch.randn(n, *sizes, generator=generator).to(self.dtype) for n in (*self.prefixes, *self.suffixes)]
-        values = [torch.randn(n, *sizes, generator=generator).to(self.dtype) for n in (*self.prefixes, *self.suffixes)]
-        self.query = torch.randn(ROWS, self.num_heads, self.head_dim, generator=generator).to(self.dtype)
-        self._gather(heads, values)
-        self._page(heads, values, generator)
-
-    def _gather(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        """Padded K and V [S, K, longest, D] and the mask [S, 1, 1, longest]."""
-        shape = (ROWS, self.num_kv_heads, max(self.totals), self.head_dim)
-        self.padded = [torch.zeros(shape, dtype=self.dtype) for _ in range(2)]
-        groups = len(self.prefixes)
-        for padded, parts in zip(self.padded, (keys, values), strict=True):
-            for row, total in enumerate(self.totals):
-                own = parts[groups + row]
-                whole = torch.cat([parts[row // GROUP], own]) if groups else own
-                padded[row, :, :total] = whole.transpose(0, 1)
-        self.mask = (torch.arange(max(self.totals)) < torch.tensor(self.totals)[:, None])[:, None, None]
-
-    def _page(self, keys: list[Tensor], values: list[Tensor], generator: torch.Generator) -> None:
-        """The same on shuffled pages, and the plan."""
-        needed = [-(-part.shape[0] // PAGE) for part in keys]
-        free = torch.randperm(sum(needed), generator=generator).int()
-        shape = (sum(needed), self.num_kv_heads, PAGE, self.head_dim)
-        self.pages = [torch.full(shape, torch.nan, dtype=self.dtype) for _ in range(2)]
-        table = torch.full((len(keys), max(needed)), -1, dtype=torch.int32)
-        at = 0
-        for number, count in enumerate(needed):
-            table[number, :count] = free[at : at + count]
-            for place in range(count):
-                for pages, parts in zip(self.pages, (keys, values), strict=True):
-                    part = parts[number][place * PAGE : (place + 1) * PAGE]
-                    pages[table[number, place], :, : part.shape[0]] = part.transpose(0, 1)
-            at += count
-        groups = len(self.prefixes)
-        self.tables = (table[groups:].contiguous(), table[:groups].contiguous())
-        self.plan = DecodePlan.allocate(
-            num_rows=ROWS,
-            num_groups=groups,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            max_suffix_tokens=max(needed) * PAGE,
-            max_prefix_tokens=max(needed) * PAGE,
-        )
-        group_of = [row // GROUP for row in range(ROWS)] if groups else [-1] * ROWS
-        self.lengths = [torch.tensor(x, dtype=torch.int32) for x in (self.suffixes, group_of, self.prefixes)]
-        self.output = torch.empty_like(self.query)
-
-    def paged(self) -> Tensor:
-        """The plan too, although a step makes one for all layers."""
-        decode_plan(self.plan, *self.lengths)
-        paged_decode(self.plan, self.query, *self.pages, *self.tables)
-        attention_merge(self.plan, self.output)
-        return self.output
-
-    def sdpa(self) -> Tensor:
-        query = self.query[:, :, None]
-        return scaled_dot_product_attention(query, *self.padded, attn_mask=self.mask, enable_gqa=True)[:, :, 0]
-
-    def sdpa_rows(self) -> Tensor:
-        """The query heads of a KV head as the rows of one query: K and V are read once for all of them."""
-        query = self.query.view(ROWS, self.num_kv_heads, -1, self.head_dim)
-        return scaled_dot_product_attention(query, *self.padded, attn_mask=self.mask).view_as(self.query)
-
-    def exact(self) -> Tensor:
-        query, (key, value) = self.query.double()[:, :, None], (padded.double() for padded in self.padded)
-        return scaled_dot_product_attention(query, key, value, attn_mask=self.mask, enable_gqa=True)[:, :, 0]
 
     @property
-    def num_bytes(self) -> int:
-        return 2 * 2 * self.num_kv_heads * self.head_dim * (sum(self.suffixes) + sum(self.prefixes))
+    def kind(self) -> str:
+        return "shared" if self.prefix else "ragged"
+
+    @property
+    def suffixes(self) -> list[int]:
+        generator = torch.Generator().manual_seed(0)
+        low = max(self.low, self.prefix + 1)
+        totals = torch.randint(low, self.high + 1, (self.num_rows,), generator=generator)
+        return (totals - self.prefix).tolist()
+
+    @property
+    def prefixes(self) -> list[int]:
+        return [self.prefix] * (self.num_rows // GROUP) if self.prefix else []
+
+    @property
+    def groups(self) -> list[int]:
+        return [row // GROUP if self.prefix else -1 for row in range(self.num_rows)]
 
 
-def measure(case: Case, rounds: int) -> dict[str, Any]:
-    """Check, then time in turn. Raises RuntimeError where paged_decode is wrong."""
-    exact, runs = case.exact(), {"paged_decode": case.paged, "sdpa": case.sdpa, "sdpa_rows": case.sdpa_rows}
-    errors = {name: float((run().double() - exact).abs().max()) for name, run in runs.items()}
-    if not errors["paged_decode"] <= 2 * errors["sdpa"] + 1e-3:
-        raise RuntimeError(f"{case.name}: paged_decode is wrong by {errors['paged_decode']}, SDPA by {errors['sdpa']}")
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            times[name].append(seconds(run))
-    medians = {name: statistics.median(found) for name, found in times.items()}
-    over = {
-        name: statistics.median(theirs / own for theirs, own in zip(found, times["paged_decode"], strict=True))
-        for name, found in times.items()
-    }
-    ratio = min(over["sdpa"], over["sdpa_rows"])
-    return {
-        "case": f"{case.name} {case.num_heads}/{case.num_kv_heads} heads of {case.head_dim}",
-        "threads": torch.get_num_threads(),
-        "paged_decode_ms": round(1e3 * medians["paged_decode"], 3),
-        "sdpa_ms": round(1e3 * medians["sdpa"], 3),
-        "sdpa_rows_ms": round(1e3 * medians["sdpa_rows"], 3),
-        "gb_per_s": round(case.num_bytes / medians["paged_decode"] / 1e9, 2),
-        "speedup": round(ratio, 2),
-        "limit": LIMITS[case.name],
-        "met": ratio >= LIMITS[case.name],
-        "max_error": errors,
-    }
+class Paged:
+    """The batch's K and V on shuffled pages; what nobody wrote is NaN."""
+
+    def __init__(self, batch: Batch, device: str) -> None:
+        lengths = batch.prefixes + batch.suffixes
+        needed = [-(-tokens // PAGE) for tokens in lengths]
+        self.generator = torch.Generator(device).manual_seed(1)
+        shape = (sum(needed), batch.num_kv_heads, PAGE, batch.head_dim)
+        self.keys, self.values = (
+            torch.randn(shape, generator=self.generator, device=device).bfloat16() for _ in range(2)
+        )
+        free = torch.randperm(sum(needed), generator=self.generator, device=device).int()
+        self.table = torch.full((len(lengths), max(needed)), -1, dtype=torch.int32, device=device)
+        at = 0
+        for segment, (count, tokens) in enumerate(zip(needed, lengths, strict=True)):
+            self.table[segment, :count] = free[at : at + count]
+            at += count
+            if tokens % PAGE:
+                last = int(self.table[segment, count - 1])
+                self.keys[last, :, tokens % PAGE :] = torch.nan
+                self.values[last, :, tokens % PAGE :] = torch.nan
+        shape = (batch.num_rows, batch.num_heads, batch.head_dim)
+        self.query = torch.randn(shape, generator=self.generator, device=device).bfloat16()
+
+    def gathered(self, segment: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """K and V [tokens, K, D] of a segment."""
+        pages = self.table[segment, : -(-tokens // PAGE)].long()
+        key, value = (x[pages].transpose(1, 2).flatten(0, 1)[:tokens] for x in (self.keys, self.values))
+        return key, value
 
 
-def seconds(run: Callable[[], Tensor]) -> float:
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
+def build(batch: Batch, device: str) -> Work:
+    paged, groups = Paged(batch, device), len(batch.prefixes)
+    integers = partial(torch.tensor, dtype=torch.int32, device=device)
+    lengths = [integers(numbers) for numbers in (batch.suffixes, batch.groups, batch.prefixes)]
+    tables = (paged.table[groups:].contiguous(), paged.table[:groups].contiguous())
+    plan = DecodePlan.allocate(
+        num_rows=batch.num_rows,
+        num_groups=groups,
+        num_heads=batch.num_heads,
+        num_kv_heads=batch.num_kv_heads,
+        head_dim=batch.head_dim,
+        max_suffix_tokens=paged.table.shape[1] * PAGE,
+        max_prefix_tokens=paged.table.shape[1] * PAGE,
+        device=device,
+    )
+    output = torch.empty_like(paged.query)
+
+    def own() -> Outputs:
+        decode_plan(plan, *lengths)  # a step makes one for all layers: here it counts in full
+        paged_decode(plan, paged.query, paged.keys, paged.values, *tables)
+        attention_merge(plan, output)
+        return {"output": output}
+
+    keys, values, mask = padded(batch, paged, device)
+
+    def gqa() -> Outputs:
+        query = paged.query[:, :, None]
+        found = scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=True)
+        return {"output": found[:, :, 0]}
+
+    def rows(dtype: torch.dtype | None = None) -> Outputs:
+        query, key, value = (x if dtype is None else x.to(dtype) for x in (paged.query, keys, values))
+        query = query.view(batch.num_rows, batch.num_kv_heads, -1, batch.head_dim)
+        return {"output": scaled_dot_product_attention(query, key, value, attn_mask=mask).view_as(paged.query)}
+
+    source, target = (torch.zeros(int(num_bytes(batch)) // 2, dtype=torch.uint8, device=device) for _ in range(2))
+
+    def copy() -> Outputs:
+        target.copy_(source)
+        return {}
+
+    variants = [
+        Variant(OWN, "own", plain(own), "with its plan and merge"),
+        Variant(GQA, "eager", plain(gqa), "K and V gathered and padded before"),
+        Variant(ROWS, "eager", plain(rows), "K and V gathered and padded before"),
+        Variant(COPY, "ceiling", plain(copy)),
+    ]
+    return Work(variants, partial(rows, torch.float64), {"output": 2.0**-6})
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=30)
-    args = parser.parse_args()
-    rows = []
-    for threads in args.threads:
-        torch.set_num_threads(threads)
-        for name, heads in product(LIMITS, ((9, 3, 64), (28, 4, 128))):
-            rows.append(measure(Case(name, *heads), args.rounds))
-            print({key: value for key, value in rows[-1].items() if key != "max_error"}, flush=True)
-    record = {
-        "bench": "bench.bench_paged_decode",
-        "device": "cpu",
-        "isa": extension().build_info()["isa"],
-        "rounds": args.rounds,
-        "torch": torch.__version__,
-        "rows": rows,
-    }
-    print(json.dumps(record))
-    if args.json:
-        args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return int(not all(row["met"] for row in rows))
+def padded(batch: Batch, paged: Paged, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """K and V [S, K, longest, D], zeros behind each sequence, and the mask [S, 1, 1, longest]."""
+    totals = [batch.prefix + tokens for tokens in batch.suffixes]
+    shape = (batch.num_rows, batch.num_kv_heads, max(totals), batch.head_dim)
+    found = [torch.zeros(shape, dtype=torch.bfloat16, device=device) for _ in range(2)]
+    for row, tokens in enumerate(batch.suffixes):
+        own = paged.gathered(len(batch.prefixes) + row, tokens)
+        shared = paged.gathered(batch.groups[row], batch.prefix) if batch.prefix else None
+        for number, whole in enumerate(found):
+            part = own[number] if shared is None else torch.cat([shared[number], own[number]])
+            whole[row, :, : totals[row]] = part.transpose(0, 1)
+    positions = torch.arange(max(totals), device=device)
+    mask = positions < torch.tensor(totals, device=device)[:, None]
+    return found[0], found[1], mask[:, None, None]
+
+
+def num_bytes(batch: Batch) -> float:
+    """Of bf16 K and V, each segment once."""
+    return 4.0 * batch.num_kv_heads * batch.head_dim * (sum(batch.suffixes) + sum(batch.prefixes))
+
+
+def figures(measured: Measured, kind: str) -> list[Figure]:
+    ratios = [ratio for name in (GQA, ROWS) if (ratio := measured.ratio(name, OWN)) is not None]
+    return [Figure("times faster than the faster SDPA", min(ratios, default=None), SPEEDUP[kind], at_least=True)]
+
+
+def case(batch: Batch, device: str, *, judged: bool) -> Case:
+    shape = {"S": batch.num_rows, "H": batch.num_heads, "K": batch.num_kv_heads, "D": batch.head_dim}
+    tokens = sum(batch.suffixes) + batch.prefix * batch.num_rows
+    return Case(
+        f"{batch.kind}, {batch.num_rows} x {batch.low}-{batch.high}, {batch.num_heads}/{batch.num_kv_heads} heads of "
+        f"{batch.head_dim}",
+        shape | {"low": batch.low, "high": batch.high, "prefix": batch.prefix},
+        "bfloat16",
+        4.0 * batch.head_dim * batch.num_heads * tokens,
+        num_bytes(batch),
+        partial(build, batch, device),
+        partial(figures, kind=batch.kind) if judged else (lambda measured: []),
+        count_launches=True,
+    )
+
+
+def cases(device: str, size: str = "full") -> Iterator[Case]:
+    heads = ((9, 3, 64), (28, 4, 128))
+    if size == "tiny":
+        yield case(Batch(16, 20, 70, 40, 4, 2, 64), device, judged=False)
+    elif device == "cpu":
+        for prefix in (0, 512):
+            for sizes in heads:
+                yield case(Batch(32, 256, 1024, prefix, *sizes), device, judged=True)
+    else:
+        for tokens in (256, 1024, 4096) if size == "full" else (1024,):
+            yield case(Batch(256, tokens, tokens, 0, *heads[1]), device, judged=False)
+        yield case(Batch(256, 2048, 4096, 2048, *heads[1]), device, judged=False)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main("bench.bench_paged_decode", cases)
