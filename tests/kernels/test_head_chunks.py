@@ -15,6 +15,7 @@ from r1fast.kernels.grpo_loss import PolicyLoss
 from r1fast.kernels.head_chunks import Plan, check_budget
 from r1fast.kernels.linear_grpo import linear_grpo_loss, linear_grpo_loss_reference
 from r1fast.kernels.linear_logprob import linear_logprob
+from r1fast.ops.split_product import pays
 
 MIB = 1 << 20
 
@@ -77,10 +78,28 @@ def test_gradients_that_wait_in_a_stash_are_the_same(
     with Watch() as watch:
         own = gradients(linear_grpo_loss, arguments, options)
     num_chunks = -(-13 // plan.chunk_rows)
-    logits = num_chunks * (2 if dtype == torch.bfloat16 else 1)  # on a CPU in two products
+    logits = num_chunks * (1 if dtype == torch.float32 else 0 if pays() else 2)  # in bf16 the extension's, or two
     assert watch.products == logits + num_chunks + weight_products
     for a, b, c in zip(own, plain, gradients(linear_grpo_loss_reference, exact, options), strict=True):
         error, error_of_plain = (float((x.double() - c).abs().max()) for x in (a, b))
         # a CPU rounds each chunk's product for the weight to bf16 before it is added in fp32
         unit = 2**-8 if dtype == torch.bfloat16 else 1e-5
         assert error <= 2 * error_of_plain + unit * float(c.abs().max())
+
+
+@pytest.mark.skipif(not pays(), reason="needs the extension and a CPU that multiplies bf16")
+@pytest.mark.parametrize("bias", [False, True])
+def test_one_product_of_the_extension_is_two_of_torch(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(rows, 64, generator=generator).bfloat16() for rows in (70, 500))
+    bias_V = torch.randn(500, generator=generator) if bias else None
+    targets = torch.randint(500, (70,), generator=generator)
+    exact = hidden.double() @ weight.double().T + (0 if bias_V is None else bias_V.double())
+    wanted = exact.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    with Watch() as one:
+        logp = linear_logprob(hidden, weight, targets, bias_V=bias_V).logp
+    monkeypatch.setattr(head_chunks, "pays", lambda: False)
+    with Watch() as two:
+        other = linear_logprob(hidden, weight, targets, bias_V=bias_V).logp
+    assert (one.products, two.products) == (0, 2)  # the extension's is none of PyTorch's ops
+    assert (logp - wanted).abs().max() <= 2 * (other - wanted).abs().max() + 1e-6

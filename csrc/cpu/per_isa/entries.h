@@ -6,12 +6,14 @@
 #include "ops/attention_merge.h"
 #include "ops/kv_append.h"
 #include "ops/paged_decode.h"
+#include "ops/split_product.h"
 
 #define R1_DECLARE_ENTRIES(isa)                                                                 \
     namespace isa {                                                                             \
     void append_tokens(const KvAppendParams& params, int64_t begin, int64_t end);               \
     void decode_work(const PagedDecodeParams& params, int64_t number);                          \
     void merge_rows(const AttentionMergeParams& params, int64_t begin, int64_t end);            \
+    void split_columns(const SplitProductParams& params, int64_t block, uint32_t* scratch);     \
     }
 
 namespace r1 {
