@@ -17,6 +17,7 @@ from pathlib import Path
 
 CSRC = Path(__file__).resolve().parent
 COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Werror=return-type")
+HOST_SOURCES = ("bindings/*.cpp", "cpu/*.cpp", "pool/*.cpp")  # what every module has
 # What csrc/cpu/per_isa is compiled for on x86, one object each; the CPU chooses among them at run time (cpu/isa.cpp).
 # -mprefer-vector-width: without it GCC keeps to 256 bits.
 X86_ISAS = {
@@ -92,8 +93,7 @@ def compile_extension(tools: Toolchain, out: Path, work: Path) -> None:
     lines += [*_rule("cxx", f"{tools.cxx} $flags $isa -MMD -MF $out.d -c $in -o $out", depfile="$out.d")]
     link = f"{tools.cxx} $in -o $out {_link_flags()}"
     objects: list[str] = []
-    for path in [*sorted(CSRC.glob("bindings/*.cpp")), *sorted(CSRC.glob("cpu/*.cpp"))]:
-        objects += [_compile(lines, "cxx", path)]
+    objects += [_compile(lines, "cxx", path) for pattern in HOST_SOURCES for path in sorted(CSRC.glob(pattern))]
     for path in sorted(CSRC.glob("cpu/per_isa/*.cpp")):
         for isa, isa_flags in tools.isas.items():
             text = " ".join(("-ffp-contract=off", f"-DR1_ISA={isa}", *isa_flags))
@@ -117,7 +117,7 @@ def compile_emulated(cxx: str, out: Path, work: Path) -> None:
         flags += ["-D_XOPEN_SOURCE=600", "-D_DARWIN_C_SOURCE"]
     lines = [f"flags = {' '.join(flags)}"]
     lines += [*_rule("cxx", f"{cxx} $flags -MMD -MF $out.d -x c++ -c $in -o $out", depfile="$out.d")]
-    patterns = ("bindings/*.cpp", "emulation/*.cpp", "cpu/*.cpp", "cuda/*.cu")
+    patterns = (*HOST_SOURCES, "emulation/*.cpp", "cuda/*.cu")
     objects = [_compile(lines, "cxx", path) for pattern in patterns for path in sorted(CSRC.glob(pattern))]
     for path in sorted(CSRC.glob("cpu/per_isa/*.cpp")):
         lines += [f"build {path.name}.plain.o: cxx {_escape(path)}", "  flags = $flags -DR1_ISA=plain"]
