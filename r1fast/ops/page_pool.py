@@ -169,7 +169,7 @@ class PagePool:
         self._run("free_sequences", list(sequences))
 
     def reserve(self, sequences: Sequence[int], num_tokens: int | Sequence[int] = 1) -> PageMoves:
-        """Pages for that many more tokens of each sequence, all or none; what kv_copy must copy: pages shared by forks."""
+        """Pages for that many more tokens of each sequence, all or none; returns what kv_copy must copy for forks."""
         return _moves(self._run("reserve", list(sequences), _each(sequences, num_tokens)))
 
     def advance(self, sequences: Sequence[int], num_tokens: int | Sequence[int] = 1) -> None:
