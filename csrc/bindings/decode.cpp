@@ -4,6 +4,7 @@
 #include "ops/attention_merge.h"
 #include "ops/decode_plan.h"
 #include "ops/kv_append.h"
+#include "ops/kv_copy.h"
 #include "ops/paged_decode.h"
 
 namespace r1 {
@@ -95,6 +96,25 @@ void bind_decode(py::module_& module) {
         .R1_FIELD(AttentionMergeParams, num_heads)
         .R1_FIELD(AttentionMergeParams, head_dim)
         .R1_FIELD(AttentionMergeParams, dtype);
+    ParamsClass<KvCopyParams>(module, "KvCopyParams")
+        .R1_FIELD(KvCopyParams, source_key)
+        .R1_FIELD(KvCopyParams, source_value)
+        .R1_FIELD(KvCopyParams, destination_key)
+        .R1_FIELD(KvCopyParams, destination_value)
+        .R1_FIELD(KvCopyParams, source_page)
+        .R1_FIELD(KvCopyParams, destination_page)
+        .R1_FIELD(KvCopyParams, source_layer_stride)
+        .R1_FIELD(KvCopyParams, source_page_stride)
+        .R1_FIELD(KvCopyParams, source_head_stride)
+        .R1_FIELD(KvCopyParams, destination_layer_stride)
+        .R1_FIELD(KvCopyParams, destination_page_stride)
+        .R1_FIELD(KvCopyParams, destination_head_stride)
+        .R1_FIELD(KvCopyParams, tile_bytes)
+        .R1_FIELD(KvCopyParams, num_pairs)
+        .R1_FIELD(KvCopyParams, num_layers)
+        .R1_FIELD(KvCopyParams, num_kv_heads)
+        .R1_FIELD(KvCopyParams, num_source_pages)
+        .R1_FIELD(KvCopyParams, num_destination_pages);
 
     module.def("prefix_members", &prefix_members, py::arg("head_dim"), py::arg("gqa"),
                "Sequences that one work item reads a prefix for, by query heads for each KV head.");
@@ -106,12 +126,16 @@ void bind_decode(py::module_& module) {
     R1_BIND_CPU(decode_plan);
     R1_BIND_CPU(paged_decode);
     R1_BIND_CPU(attention_merge);
+    R1_BIND_CPU(kv_copy);
+    R1_BIND_CPU(kv_swap);
 #ifdef R1_WITH_CUDA
 #define R1_BIND_CUDA(op) module.def(#op "_cuda", &op##_cuda, params, py::arg("stream"))
     R1_BIND_CUDA(kv_append);
     R1_BIND_CUDA(decode_plan);
     R1_BIND_CUDA(paged_decode);
     R1_BIND_CUDA(attention_merge);
+    R1_BIND_CUDA(kv_copy);
+    R1_BIND_CUDA(kv_swap);
 #endif
 }
 
