@@ -94,10 +94,7 @@ def compile_extension(tools: Toolchain, out: Path, work: Path) -> None:
     link = f"{tools.cxx} $in -o $out {_link_flags()}"
     objects: list[str] = []
     objects += [_compile(lines, "cxx", path) for pattern in HOST_SOURCES for path in sorted(CSRC.glob(pattern))]
-    for path in sorted(CSRC.glob("cpu/per_isa/*.cpp")):
-        for isa, isa_flags in tools.isas.items():
-            text = " ".join(("-ffp-contract=off", f"-DR1_ISA={isa}", *isa_flags))
-            objects += [_compile(lines, "cxx", path, suffix=f".{isa}", isa=text)]
+    objects += _compile_per_isa(lines, tools)
     if tools.nvcc:
         gencode = " ".join(GENCODE)
         command = f"{tools.nvcc} -std=c++17 -O3 -ccbin {tools.cxx} -Xcompiler -fPIC,-fvisibility=hidden {gencode}"
@@ -125,6 +122,30 @@ def compile_emulated(cxx: str, out: Path, work: Path) -> None:
     lines += _rule("link", f"{cxx} $in -o $out {_link_flags()}")
     lines += [f"build {_escape(out)}: link {' '.join(objects)}"]
     _ninja(lines, work)
+
+
+def compile_sanitized(tools: Toolchain, sanitizers: str, driver: Path, out: Path, work: Path) -> None:
+    """Build a program of `driver` and the host sources without the bindings, with `-fsanitize=` these, to `out`."""
+    flags = ["-std=c++17", "-O1", "-g", "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-Wno-psabi", f"-I{CSRC}"]
+    flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", *(f"-DR1_WITH_{isa}" for isa in tools.isas)]
+    lines = [f"flags = {' '.join(flags)}"]
+    lines += [*_rule("cxx", f"{tools.cxx} $flags $isa -MMD -MF $out.d -c $in -o $out", depfile="$out.d")]
+    objects = [f"{driver.name}.o"]
+    lines += [f"build {objects[0]}: cxx {_escape(driver)}"]
+    patterns = [pattern for pattern in HOST_SOURCES if not pattern.startswith("bindings/")]
+    objects += [_compile(lines, "cxx", path) for pattern in patterns for path in sorted(CSRC.glob(pattern))]
+    objects += _compile_per_isa(lines, tools)
+    lines += _rule("link", f"{tools.cxx} -fsanitize={sanitizers} $in -o $out {_program_link_flags()}")
+    _ninja([*lines, f"build {_escape(out)}: link {' '.join(objects)}"], work)
+
+
+def _compile_per_isa(lines: list[str], tools: Toolchain) -> list[str]:
+    objects = []
+    for path in sorted(CSRC.glob("cpu/per_isa/*.cpp")):
+        for isa, isa_flags in tools.isas.items():
+            text = " ".join(("-ffp-contract=off", f"-DR1_ISA={isa}", *isa_flags))
+            objects += [_compile(lines, "cxx", path, suffix=f".{isa}", isa=text)]
+    return objects
 
 
 def _compile(lines: list[str], rule: str, path: Path, *, suffix: str = "", isa: str = "") -> str:
@@ -156,6 +177,10 @@ def _includes() -> list[str]:
 
 def _link_flags() -> str:
     return "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared -pthread -ldl"
+
+
+def _program_link_flags() -> str:
+    return "" if sys.platform == "darwin" else "-pthread -ldl"
 
 
 def _which(name: str | None) -> str | None:
