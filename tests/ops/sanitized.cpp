@@ -58,7 +58,12 @@ void run_threads() {
             EXPECT(covered == count);
             if (round % 10 == 0)
                 expect_throw<std::runtime_error>([&] {
-                    run_tasks(50, THREADS, [](int64_t number) { raise<std::runtime_error>("task ", number); });
+                    std::atomic<int> failing{0};
+                    run_tasks(50, THREADS, [&](int64_t number) {
+                        failing++;  // two at once, unless the other threads sleep long
+                        for (int turn = 0; turn < 10000 && failing < 2; turn++) std::this_thread::yield();
+                        raise<std::runtime_error>("task ", number);
+                    });
                 });
         }
     };
