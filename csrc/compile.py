@@ -17,7 +17,7 @@ from pathlib import Path
 
 CSRC = Path(__file__).resolve().parent
 COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Werror=return-type")
-HOST_SOURCES = ("bindings/*.cpp", "cpu/*.cpp", "pool/*.cpp")  # what every module has
+HOST_SOURCES = ("arena/*.cpp", "bindings/*.cpp", "cpu/*.cpp", "pool/*.cpp")  # what every module has
 # What csrc/cpu/per_isa is compiled for on x86, one object each; the CPU chooses among them at run time (cpu/isa.cpp).
 # -mprefer-vector-width: without it GCC keeps to 256 bits.
 X86_ISAS = {

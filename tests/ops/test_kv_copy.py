@@ -82,6 +82,27 @@ def test_a_swap_there_and_back_is_bitwise_for_more_pages_than_a_launch_takes(bac
         assert torch.equal(bits(tensor)[:, back.long()], correct)
 
 
+@pytest.mark.gpu
+def test_a_gpu_swaps_with_page_locked_memory_and_with_no_other() -> None:
+    device = tuple(tensor.cuda() for tensor in make_cache(500, 128, torch.bfloat16))
+    before = [bits(tensor).clone() for tensor in device]
+    pageable = make_cache(500, 128, torch.bfloat16, seed=1)
+    there, back, all_pages = torch.randperm(500).int(), torch.randperm(500).int(), torch.arange(500).int()
+    with pytest.raises(ValueError, match=r"must be page-locked"):
+        kv_swap(*device, *pageable, all_pages, there)
+    host = tuple(tensor.pin_memory() for tensor in pageable)
+    kv_swap(*device, *host, all_pages, there)
+    for tensor in device:
+        tensor.fill_(torch.nan)
+    kv_swap(*host, *device, there, back)
+    kv_copy(*device, back[:200], back[200:400])
+    for tensor, correct in zip(device, before, strict=True):
+        found = bits(tensor)[:, back.long().cuda()]
+        assert torch.equal(found[:, :200], correct[:, :200])
+        assert torch.equal(found[:, 200:400], correct[:, :200])
+        assert torch.equal(found[:, 400:], correct[:, 400:])
+
+
 def test_what_does_not_fit_is_refused(backend: str) -> None:
     cache, host = make_cache(4, 64, torch.bfloat16), make_cache(3, 64, torch.bfloat16, seed=1)
     before = bits(cache[0]).clone()
