@@ -92,8 +92,7 @@ def compile_extension(tools: Toolchain, out: Path, work: Path) -> None:
     lines = [f"flags = {' '.join(flags)}"]
     lines += [*_rule("cxx", f"{tools.cxx} $flags $isa -MMD -MF $out.d -c $in -o $out", depfile="$out.d")]
     link = f"{tools.cxx} $in -o $out {_link_flags()}"
-    objects: list[str] = []
-    objects += [_compile(lines, "cxx", path) for pattern in HOST_SOURCES for path in sorted(CSRC.glob(pattern))]
+    objects = [_compile(lines, "cxx", path) for pattern in HOST_SOURCES for path in sorted(CSRC.glob(pattern))]
     objects += _compile_per_isa(lines, tools)
     if tools.nvcc:
         gencode = " ".join(GENCODE)

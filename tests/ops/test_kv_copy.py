@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from r1fast.ops import extension
 from r1fast.ops.decode_plan import DecodePlan, decode_plan
 from r1fast.ops.kv_append import kv_append
 from r1fast.ops.kv_copy import kv_copy, kv_swap
@@ -126,6 +127,18 @@ def test_what_does_not_fit_is_refused(backend: str) -> None:
     other = make_cache(4, 128, torch.bfloat16)
     refused(r"must be alike but for their pages", kv_swap, *cache, *other, pages(0), pages(0))
     refused(r"must be alike", kv_swap, *cache, *(tensor[:2] for tensor in host), pages(0), pages(0))
+
+
+def test_a_launch_without_a_driver_names_the_op() -> None:
+    module, lists = extension.extension(), pages(0, 1)
+    if not extension.cuda_targets() or torch.cuda.is_available():
+        pytest.skip("needs the CUDA kernels built (nvcc) and no GPU")
+    address = {"source_page": lists.data_ptr(), "destination_page": lists.data_ptr() + 4}
+    sizes = {"num_pairs": 1, "num_layers": 1, "num_kv_heads": 1, "num_source_pages": 2, "num_destination_pages": 2}
+    params = module.KvCopyParams(**address, **sizes)
+    for op in ("kv_copy", "kv_swap"):
+        with pytest.raises(RuntimeError, match=rf"{op}: there is no usable NVIDIA GPU or driver here"):
+            getattr(module, f"{op}_cuda")(params, 0)
 
 
 def test_forks_and_swapped_sequences_attend_as_those_that_stayed(backend: str) -> None:
