@@ -126,6 +126,10 @@ def test_what_does_not_fit_is_refused(backend: str) -> None:
     refused(r"the caches overlap in memory", kv_swap, *cache, cache[0][:, 1:], cache[1][:, 1:], pages(0), pages(2))
     other = make_cache(4, 128, torch.bfloat16)
     refused(r"must be alike but for their pages", kv_swap, *cache, *other, pages(0), pages(0))
+    meta = (tensor.to("meta") for tensor in host)
+    refused(
+        r"must be on the CPU or a GPU, they are on cpu, cpu, meta, meta", kv_swap, *cache, *meta, pages(0), pages(0)
+    )
     refused(r"must be alike", kv_swap, *cache, *(tensor[:2] for tensor in host), pages(0), pages(0))
 
 
