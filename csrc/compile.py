@@ -17,7 +17,7 @@ from pathlib import Path
 
 CSRC = Path(__file__).resolve().parent
 COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Werror=return-type")
-HOST_SOURCES = ("bindings/*.cpp", "cpu/*.cpp", "pool/*.cpp")  # what every module has
+HOST_SOURCES = ("arena/*.cpp", "bindings/*.cpp", "cpu/*.cpp", "pool/*.cpp")  # what every module has
 # What csrc/cpu/per_isa is compiled for on x86, one object each; the CPU chooses among them at run time (cpu/isa.cpp).
 # -mprefer-vector-width: without it GCC keeps to 256 bits.
 X86_ISAS = {
@@ -92,8 +92,7 @@ def compile_extension(tools: Toolchain, out: Path, work: Path) -> None:
     lines = [f"flags = {' '.join(flags)}"]
     lines += [*_rule("cxx", f"{tools.cxx} $flags $isa -MMD -MF $out.d -c $in -o $out", depfile="$out.d")]
     link = f"{tools.cxx} $in -o $out {_link_flags()}"
-    objects: list[str] = []
-    objects += [_compile(lines, "cxx", path) for pattern in HOST_SOURCES for path in sorted(CSRC.glob(pattern))]
+    objects = [_compile(lines, "cxx", path) for pattern in HOST_SOURCES for path in sorted(CSRC.glob(pattern))]
     objects += _compile_per_isa(lines, tools)
     if tools.nvcc:
         gencode = " ".join(GENCODE)

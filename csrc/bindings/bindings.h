@@ -8,6 +8,7 @@ namespace r1 {
 namespace py = pybind11;
 
 void bind_info(py::module_& module);
+void bind_arena(py::module_& module);
 void bind_decode(py::module_& module);
 void bind_pool(py::module_& module);
 void bind_product(py::module_& module);

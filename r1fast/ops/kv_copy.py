@@ -101,6 +101,9 @@ def _check_alike(origin: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -
                 raise ValueError("the caches overlap in memory; use kv_copy within one cache")
             if ours.is_cuda and theirs.is_cuda:
                 raise ValueError(f"one cache must be on the CPU, they are on {ours.device} and {theirs.device}")
+    places = [tensor.device for tensor in (*origin, *target)]
+    if any(place.type not in ("cpu", "cuda") for place in places):
+        raise ValueError(f"the caches must be on the CPU or a GPU, they are on {', '.join(map(str, places))}")
     on_gpu = any(tensor.is_cuda for tensor in (*origin, *target))
     if on_gpu and not all(tensor.is_cuda or tensor.is_pinned() for tensor in (*origin, *target)):
         raise ValueError("the host's pages must be page-locked for a GPU to reach them; make them with pin_memory=True")

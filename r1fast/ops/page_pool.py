@@ -255,11 +255,11 @@ class PagePool:
     def upload(self, tables: PageTables) -> None:
         """Bring `tables`, on any device, up to date: lengths whole, of the page tables the rows that changed.
 
-        One set of tables only: what was uploaded once is not uploaded again. Raises ValueError for other shapes.
+        One set of tables only: what was uploaded once is not uploaded again. ValueError for other shapes or devices.
         """
         for field in fields(PageTables):
             ours, theirs = getattr(self.tables, field.name), getattr(tables, field.name)
-            check_tensor(field.name, theirs, torch.int32, tuple(ours.shape), theirs.device)
+            check_tensor(field.name, theirs, torch.int32, tuple(ours.shape), tables.suffix_pages_SM.device)
         for name, rows in (
             ("suffix_pages_SM", self._pool.take_dirty_suffix_rows()),
             ("prefix_pages_GM", self._pool.take_dirty_prefix_rows()),

@@ -8,6 +8,8 @@
 #include <string>
 #include <thread>
 
+#include "arena/arena.h"
+#include "arena/host_memory.h"
 #include "core/errors.h"
 #include "core/geometry.h"
 #include "cpu/convert.h"
@@ -237,9 +239,25 @@ void run_pool(uint32_t seed) {
     }
 }
 
+void run_arena() {
+    Arena<HostMemory> arena(int64_t{1} << 24);
+    const int64_t half = arena.num_bytes() / 2;
+    for (int round = 0; round < 3; round++) {
+        arena.commit(0, 2 * half);
+        std::memset(reinterpret_cast<void*>(arena.address()), 1, static_cast<size_t>(2 * half));
+        arena.release(0, half);
+        expect_throw<std::invalid_argument>([&] { arena.release(0, 2 * half); });
+        expect_throw<std::invalid_argument>([&] { arena.require(half - 1, 2); });
+        arena.commit(0, half);
+        EXPECT(*reinterpret_cast<const char*>(arena.address()) == 0);
+        arena.release(0, 2 * half);
+    }
+}
+
 }  // namespace
 
 int main() {
+    run_arena();
     run_threads();
     run_twins<BF16>(DType::bf16);
     run_twins<FP16>(DType::fp16);

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from r1fast.ops import extension
 from r1fast.ops.decode_plan import DecodePlan, decode_plan
 from r1fast.ops.kv_append import kv_append
 from r1fast.ops.kv_copy import kv_copy, kv_swap
@@ -82,6 +83,27 @@ def test_a_swap_there_and_back_is_bitwise_for_more_pages_than_a_launch_takes(bac
         assert torch.equal(bits(tensor)[:, back.long()], correct)
 
 
+@pytest.mark.gpu
+def test_a_gpu_swaps_with_page_locked_memory_and_with_no_other() -> None:
+    device = tuple(tensor.cuda() for tensor in make_cache(500, 128, torch.bfloat16))
+    before = [bits(tensor).clone() for tensor in device]
+    pageable = make_cache(500, 128, torch.bfloat16, seed=1)
+    there, back, all_pages = torch.randperm(500).int(), torch.randperm(500).int(), torch.arange(500).int()
+    with pytest.raises(ValueError, match=r"must be page-locked"):
+        kv_swap(*device, *pageable, all_pages, there)
+    host = tuple(tensor.pin_memory() for tensor in pageable)
+    kv_swap(*device, *host, all_pages, there)
+    for tensor in device:
+        tensor.fill_(torch.nan)
+    kv_swap(*host, *device, there, back)
+    kv_copy(*device, back[:200], back[200:400])
+    for tensor, correct in zip(device, before, strict=True):
+        found = bits(tensor)[:, back.long().cuda()]
+        assert torch.equal(found[:, :200], correct[:, :200])
+        assert torch.equal(found[:, 200:400], correct[:, :200])
+        assert torch.equal(found[:, 400:], correct[:, 400:])
+
+
 def test_what_does_not_fit_is_refused(backend: str) -> None:
     cache, host = make_cache(4, 64, torch.bfloat16), make_cache(3, 64, torch.bfloat16, seed=1)
     before = bits(cache[0]).clone()
@@ -104,7 +126,23 @@ def test_what_does_not_fit_is_refused(backend: str) -> None:
     refused(r"the caches overlap in memory", kv_swap, *cache, cache[0][:, 1:], cache[1][:, 1:], pages(0), pages(2))
     other = make_cache(4, 128, torch.bfloat16)
     refused(r"must be alike but for their pages", kv_swap, *cache, *other, pages(0), pages(0))
+    meta = (tensor.to("meta") for tensor in host)
+    refused(
+        r"must be on the CPU or a GPU, they are on cpu, cpu, meta, meta", kv_swap, *cache, *meta, pages(0), pages(0)
+    )
     refused(r"must be alike", kv_swap, *cache, *(tensor[:2] for tensor in host), pages(0), pages(0))
+
+
+def test_a_launch_without_a_driver_names_the_op() -> None:
+    module, lists = extension.extension(), pages(0, 1)
+    if not extension.cuda_targets() or torch.cuda.is_available():
+        pytest.skip("needs the CUDA kernels built (nvcc) and no GPU")
+    address = {"source_page": lists.data_ptr(), "destination_page": lists.data_ptr() + 4}
+    sizes = {"num_pairs": 1, "num_layers": 1, "num_kv_heads": 1, "num_source_pages": 2, "num_destination_pages": 2}
+    params = module.KvCopyParams(**address, **sizes)
+    for op in ("kv_copy", "kv_swap"):
+        with pytest.raises(RuntimeError, match=rf"{op}: there is no usable NVIDIA GPU or driver here"):
+            getattr(module, f"{op}_cuda")(params, 0)
 
 
 def test_forks_and_swapped_sequences_attend_as_those_that_stayed(backend: str) -> None:

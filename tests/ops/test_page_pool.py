@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -99,6 +100,9 @@ def test_tables_of_other_shapes_are_not_uploaded_to() -> None:
     other = PageTables.allocate(num_rows=4, num_groups=3, max_suffix_tokens=384, max_prefix_tokens=256)
     with pytest.raises(ValueError, match=r"suffix_pages_SM must be int32 \[3, 6\] on cpu, it is int32 \[4, 6\]"):
         pool.upload(other)
+    mixed = replace(pool.tables, group_S=pool.tables.group_S.to("meta"))
+    with pytest.raises(ValueError, match=r"group_S must be int32 \[3\] on cpu, it is int32 \[3\] on meta"):
+        pool.upload(mixed)
 
 
 def test_4096_sequences_of_128k_tokens() -> None:
