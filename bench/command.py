@@ -65,7 +65,7 @@ def main(module: str, cases: Cases) -> None:
     device = all_settings[0].device
     record: Record = {"bench": module.removeprefix("bench.bench_")}
     record |= describe(device)
-    record["settings"] = {key: str(value) if key == "json" else value for key, value in vars(options).items()}
+    record["settings"] = {key: value for key, value in vars(options).items() if key != "json"}
     record["cases"], record["wrong"] = [], []
     start = time.perf_counter()
     for settings in all_settings if device == "cpu" else all_settings[:1]:

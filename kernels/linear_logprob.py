@@ -47,9 +47,7 @@ def score_budget(device: torch.device) -> int:
 def _fake_forward(
     hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_T: Tensor, *more: Any
 ) -> tuple[Tensor, ...]:
-    dtype, entropy = accumulator(hidden_TD.dtype), more[3]
-    logp, lse, row_max, log_sum = (hidden_TD.new_empty(hidden_TD.shape[0], dtype=dtype) for _ in range(4))
-    return logp, lse, row_max, log_sum, hidden_TD.new_empty(hidden_TD.shape[0] if entropy else 0, dtype=dtype)
+    return Rows.fake_outputs(hidden_TD.shape[0], hidden_TD, entropy=more[3])
 
 
 @op(
@@ -70,7 +68,7 @@ def _forward(
     budget_bytes: int,
     check: bool,
 ) -> tuple[Tensor, ...]:
-    """logp, lse, row_max, log_sum, entropy (empty where not asked for)."""
+    """See Rows.outputs."""
     check_values(targets_T, len(weight_VD), temperature_T, check)
     rows = Rows.empty(len(hidden_TD), hidden_TD, entropy=entropy)
     scaling = Scaling.of(temperature, temperature_T, softcap, rows.logp.dtype)
@@ -80,13 +78,7 @@ def _forward(
         for chunk in chunks.chunks():
             chunks.compute(hidden_TD[chunk])
             chunks.put_rows(rows.select(chunk), targets_T[chunk], scaling.select(chunk))
-    return (
-        rows.logp,
-        rows.lse(scaling),
-        rows.row_max,
-        rows.log_sum,
-        rows.logp.new_empty(0) if rows.entropy is None else rows.entropy,
-    )
+    return rows.outputs(scaling)
 
 
 def _fake_backward(

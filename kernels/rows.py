@@ -83,6 +83,17 @@ class Rows(NamedTuple):
     def lse(self, scaling: Scaling) -> Tensor:
         return self.row_max * scaling.inverse_temperature + self.log_sum
 
+    def outputs(self, scaling: Scaling) -> tuple[Tensor, ...]:
+        """What a custom op returns of them: logp, lse, row_max, log_sum, entropy (empty where not asked for)."""
+        entropy = self.logp.new_empty(0) if self.entropy is None else self.entropy
+        return self.logp, self.lse(scaling), self.row_max, self.log_sum, entropy
+
+    @staticmethod
+    def fake_outputs(num_tokens: int, like: Tensor, *, entropy: bool) -> tuple[Tensor, ...]:
+        """`outputs` without values, for shapes alone."""
+        dtype = accumulator(like.dtype)
+        return tuple(like.new_empty(n, dtype=dtype) for n in (*[num_tokens] * 4, num_tokens if entropy else 0))
+
     def put(self, logits_BV: Tensor, targets_B: Tensor, scaling: Scaling, spare_BV: Tensor | None = None) -> None:
         """Fill these rows from their logits, which turn into exp(z - max z). `spare_BV`: memory to work in."""
         scaling.cap_(logits_BV)

@@ -58,9 +58,7 @@ def _fake_forward(
     entropy: bool,
     check: bool,
 ) -> tuple[Tensor, ...]:
-    dtype = accumulator(logits_TV.dtype)
-    logp, lse, row_max, log_sum = (logits_TV.new_empty(logits_TV.shape[0], dtype=dtype) for _ in range(4))
-    return logp, lse, row_max, log_sum, logits_TV.new_empty(logits_TV.shape[0] if entropy else 0, dtype=dtype)
+    return Rows.fake_outputs(logits_TV.shape[0], logits_TV, entropy=entropy)
 
 
 @op(
@@ -77,7 +75,7 @@ def _forward(
     entropy: bool,
     check: bool,
 ) -> tuple[Tensor, ...]:
-    """logp, lse, row_max, log_sum, entropy (empty where not asked for)."""
+    """See Rows.outputs."""
     check_values(targets_T, logits_TV.shape[1], temperature_T, check)
     rows = Rows.empty(len(logits_TV), logits_TV, entropy=entropy)
     scaling = Scaling.of(temperature, temperature_T, softcap, rows.logp.dtype)
@@ -89,13 +87,7 @@ def _forward(
         for block in blocks(logits_TV.shape[0], logits_TV.shape[1], logits_TV.device):
             logits_BV = logits_TV[block].to(rows.logp.dtype, copy=True)
             rows.select(block).put(logits_BV, targets_T[block], scaling.select(block))
-    return (
-        rows.logp,
-        rows.lse(scaling),
-        rows.row_max,
-        rows.log_sum,
-        rows.logp.new_empty(0) if rows.entropy is None else rows.entropy,
-    )
+    return rows.outputs(scaling)
 
 
 def _fake_backward(out_TV: Tensor, *_: Any) -> None:
