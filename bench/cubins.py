@@ -53,7 +53,11 @@ def budget_of(kernel: str, head_dim: int) -> Budget:
         return Budget(128, 1 if head_dim == 256 else 2, (COPY, MMA + r"(\.BF16)?", r"LDSM\.16\.\S*M88\.4", "MOVM"))
     if kernel in ("kv_append_kernel", "kv_copy_kernel"):
         return Budget(256, 4, (LOAD, STORE))
-    return {"attention_merge_kernel": Budget(256, 4), "decode_plan_kernel": Budget(512, 1)}[kernel]
+    return {
+        "attention_merge_kernel": Budget(256, 4),
+        "decode_plan_kernel": Budget(512, 1),
+        "sequence_step_kernel": Budget(512, 1),
+    }[kernel]
 
 
 @dataclass
