@@ -1,5 +1,6 @@
 // The C++ parts under the sanitizers, with no Python between: threads, the CPU twins on four of them, the page pool.
 // tests/ops/test_sanitizers.py compiles and runs it; a difference, or what a sanitizer finds, is a failure.
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -20,6 +21,7 @@
 #include "ops/kv_append.h"
 #include "ops/kv_copy.h"
 #include "ops/paged_decode.h"
+#include "ops/sequence_step.h"
 #include "pool/page_pool.h"
 
 using namespace r1;
@@ -239,6 +241,46 @@ void run_pool(uint32_t seed) {
     }
 }
 
+// Steps of rows whose numbers are right, at an edge, or anything: whatever they hold, nothing else is touched.
+void run_steps(uint32_t seed) {
+    constexpr int ROWS = 37, TABLE = 2, CAPACITY = 5, WORDS = 11;
+    std::mt19937 random(seed);
+    const auto any = [&](int32_t good) {
+        constexpr int32_t EDGES[] = {-1, 0, 63, 64, 127, 128, 129, CAPACITY, INT32_MAX, INT32_MIN};
+        return random() % 8 ? good : random() % 2 ? EDGES[random() % 10] : static_cast<int32_t>(random());
+    };
+    std::vector<std::vector<int32_t>> words(WORDS, std::vector<int32_t>(ROWS));
+    const int32_t good[WORDS] = {3, 0, CAPACITY, 0, LIVE, 0, 0, 9, 0, -1, -1};
+    for (int field = 0; field < WORDS; field++)
+        for (int32_t& word : words[field]) word = any(good[field]);
+    std::vector<int32_t> table(ROWS * TABLE), eos{7}, tokens(ROWS * CAPACITY), counts(STEP_COUNTS);
+    for (int32_t& page : table) page = any(5);
+    std::vector<float> numbers(ROWS), logp(ROWS * CAPACITY), mass(ROWS * CAPACITY), entropy(ROWS * CAPACITY);
+    SequenceStepParams p;
+    const int32_t* SequenceStepParams::*const inputs[] = {&SequenceStepParams::drawn_token,
+                                                          &SequenceStepParams::drawn_status,
+                                                          &SequenceStepParams::max_tokens,
+                                                          &SequenceStepParams::min_tokens};
+    int32_t* SequenceStepParams::*const rows[] = {
+        &SequenceStepParams::state,         &SequenceStepParams::num_generated, &SequenceStepParams::token,
+        &SequenceStepParams::position,      &SequenceStepParams::suffix_length, &SequenceStepParams::kv_slot,
+        &SequenceStepParams::group};
+    for (int field = 0; field < 4; field++) p.*inputs[field] = words[field].data();
+    for (int field = 0; field < 7; field++) p.*rows[field] = words[4 + field].data();
+    p.drawn_logp = p.drawn_kept_mass = p.drawn_entropy = numbers.data();
+    p.eos = eos.data(), p.page_table = table.data(), p.tokens = tokens.data(), p.logp = logp.data();
+    p.log_kept_mass = mass.data(), p.entropy = entropy.data(), p.counts = counts.data();
+    p.num_rows = ROWS, p.num_eos = 1, p.table_pages = TABLE, p.capacity = CAPACITY;
+    for (int step = 0; step < CAPACITY; step++) {
+        const auto live = [&] { return std::count(p.state, p.state + ROWS, static_cast<int32_t>(LIVE)); };
+        const auto before = live();
+        sequence_step_cpu(p, THREADS);
+        EXPECT(counts[COUNT_LIVE] == live());
+        EXPECT(counts[COUNT_LIVE] + counts[COUNT_ENDED] + counts[COUNT_NO_PAGE] + counts[COUNT_FAULTS] == before);
+    }
+    EXPECT(counts[COUNT_LIVE] == 0);
+}
+
 void run_arena() {
     Arena<HostMemory> arena(int64_t{1} << 24);
     const int64_t half = arena.num_bytes() / 2;
@@ -263,5 +305,6 @@ int main() {
     run_twins<FP16>(DType::fp16);
     run_twins<float>(DType::fp32);
     for (uint32_t seed = 0; seed < 8; seed++) run_pool(seed);
+    for (uint32_t seed = 0; seed < 200; seed++) run_steps(seed);
     std::puts("nothing found");
 }
