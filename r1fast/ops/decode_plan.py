@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from r1fast.ops.checks import CHUNK_TOKENS, PAGE_TOKENS, check_gqa, check_tensor
+from r1fast.ops.compiled import compiled_op
 from r1fast.ops.extension import extension
 from r1fast.ops.run import run
 
@@ -111,6 +112,7 @@ class DecodePlan:
             )
 
 
+@compiled_op(writes=("plan.items", "plan.status", "plan.members_S", "plan.partial_begin"))
 def decode_plan(plan: DecodePlan, suffix_length_S: Tensor, group_S: Tensor, prefix_length_G: Tensor) -> None:
     """Fill `plan` for a batch. All int32: tokens of each row's own segment, its group (-1: none), tokens of prefixes.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from r1fast.ops.checks import DTYPES, check_heads, check_pages, check_tensor, pointer
+from r1fast.ops.compiled import compiled_op
 from r1fast.ops.extension import extension
 from r1fast.ops.run import run
 
@@ -36,6 +37,7 @@ class HeadTreatment:
 NOTHING = HeadTreatment()
 
 
+@compiled_op(writes=("key_pages", "value_pages", "query_out_THD"))
 def kv_append(
     key_TKD: Tensor,
     value_TKD: Tensor,

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from r1fast.ops.checks import DTYPES, PAGE_TOKENS, check_gqa, check_heads, check_pages, check_tensor, pointer
+from r1fast.ops.compiled import compiled_op
 from r1fast.ops.decode_plan import DecodePlan
 from r1fast.ops.extension import extension
 from r1fast.ops.run import run
 
 
+@compiled_op(writes=("plan.partial_output", "plan.partial_lse"))
 def paged_decode(
     plan: DecodePlan,
     query_SHD: Tensor,
@@ -78,6 +80,7 @@ def paged_decode(
     run("paged_decode", params, key_pages)
 
 
+@compiled_op(writes=("output_SHD", "lse_SH"))
 def attention_merge(plan: DecodePlan, output_SHD: Tensor, lse_SH: Tensor | None = None) -> None:
     """Merge each row's partial results in the order of its tokens to `output_SHD`, and log-sum-exp (fp32) to `lse_SH`.
 

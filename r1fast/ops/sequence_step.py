@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from r1fast.ops.checks import check_tensor, describe
+from r1fast.ops.compiled import compiled_op
 from r1fast.ops.extension import extension
 from r1fast.ops.run import run
 
@@ -22,6 +23,10 @@ RESTING, LIVE, ENDED_BY_TOKEN, ENDED_BY_LENGTH, FAULT, NO_PAGE = 0, 1, 2, 3, 4, 
 
 NUM_COUNTS = 4
 SHARED = ("page_table", "eos", "counts")  # what is not of a row, or is the caller's
+WRITTEN = (
+    *("token", "position", "suffix_length", "kv_slot", "group", "num_generated", "state", "counts"),
+    *("tokens_SN", "logp_SN", "log_kept_mass_SN", "entropy_SN"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +163,7 @@ class Slots:
             raise RuntimeError("the decode batch cannot go on: " + "; ".join(found))
 
 
+@compiled_op(writes=tuple(f"slots.{name}" for name in WRITTEN))
 def sequence_step(
     slots: Slots,
     drawn_token_S: Tensor,
