@@ -3,6 +3,7 @@
 PyTorch's SDPA gets K and V that are already gathered and padded, which is not timed, in two ways: with enable_gqa, and
 with the query heads of a KV head as the rows of one query, which is several times faster on a CPU. Bytes, the least: K
 and V of the batch once, those of a shared prefix once for its group; FLOPs: 4 D for each (query head, token).
+On a CPU all K and V lie in an arena, as an engine's do, and so on huge pages: SDPA's as well as ours.
 `python -m bench.bench_paged_decode [--quick] [--threads 1 2] [--json FILE]`.
 """
 
@@ -19,13 +20,16 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from bench.command import main
+from bench.decode_peers import FLASHINFER, VARLEN, WholePages, decode_peers
 from bench.harness import Case, Figure, Measured, Outputs, Variant, Work, plain
+from r1fast.ops.arena import Arena
 from r1fast.ops.decode_plan import DecodePlan, decode_plan
 from r1fast.ops.paged_decode import attention_merge, paged_decode
 
 PAGE, GROUP = 64, 16
 OWN, GQA, ROWS, COPY = "paged_decode", "SDPA, enable_gqa", "SDPA, heads as rows", "copy of as many bytes"
 SPEEDUP = {"ragged": 2.0, "shared": 3.0}  # over the faster SDPA, on a CPU
+COPY_SHARE = {256: 0.65, 1024: 0.85, 4096: 0.85}  # of a copy's bandwidth on a GPU, by tokens
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,15 @@ class Batch:
         return [row // GROUP if self.prefix else -1 for row in range(self.num_rows)]
 
 
+def in_arena(tensor: Tensor) -> Tensor:
+    """A copy on huge pages where it is on a CPU; on a GPU all memory is alike."""
+    if tensor.is_cuda:
+        return tensor
+    arena = Arena(tensor.nbytes)
+    arena.commit()
+    return arena.tensor(tuple(tensor.shape), tensor.dtype).copy_(tensor)
+
+
 class Paged:
     """The batch's K and V on shuffled pages; what nobody wrote is NaN."""
 
@@ -69,7 +82,7 @@ class Paged:
         self.generator = torch.Generator(device).manual_seed(1)
         shape = (sum(needed), batch.num_kv_heads, PAGE, batch.head_dim)
         self.keys, self.values = (
-            torch.randn(shape, generator=self.generator, device=device).bfloat16() for _ in range(2)
+            in_arena(torch.randn(shape, generator=self.generator, device=device).bfloat16()) for _ in range(2)
         )
         free = torch.randperm(sum(needed), generator=self.generator, device=device).int()
         self.table = torch.full((len(lengths), max(needed)), -1, dtype=torch.int32, device=device)
@@ -136,6 +149,7 @@ def build(batch: Batch, device: str) -> Work:
         Variant(OWN, "own", plain(own), "with its plan and merge"),
         Variant(GQA, "eager", plain(gqa), "K and V gathered and padded before"),
         Variant(ROWS, "eager", plain(rows), "K and V gathered and padded before"),
+        *decode_peers(whole_pages(batch, paged)),
         Variant(COPY, "ceiling", plain(copy)),
     ]
     return Work(variants, partial(rows, torch.float64), {"output": 2.0**-6})
@@ -154,7 +168,20 @@ def padded(batch: Batch, paged: Paged, device: str) -> tuple[Tensor, Tensor, Ten
             whole[row, :, : totals[row]] = part.transpose(0, 1)
     positions = torch.arange(max(totals), device=device)
     mask = positions < torch.tensor(totals, device=device)[:, None]
-    return found[0], found[1], mask[:, None, None]
+    return in_arena(found[0]), in_arena(found[1]), mask[:, None, None]
+
+
+def whole_pages(batch: Batch, paged: Paged) -> WholePages | None:
+    """The sequences as peers know them; None where a prefix ends within a page, which only we can share."""
+    if batch.prefix % PAGE:
+        return None
+    groups, pages = len(batch.prefixes), []
+    for row, tokens in enumerate(batch.suffixes):
+        own = paged.table[groups + row, : -(-tokens // PAGE)]
+        shared = paged.table[batch.groups[row], : batch.prefix // PAGE] if batch.prefix else own[:0]
+        pages.append(torch.cat([shared, own]))
+    lengths = [batch.prefix + tokens for tokens in batch.suffixes]
+    return WholePages(paged.query, paged.keys, paged.values, pages, lengths)
 
 
 def num_bytes(batch: Batch) -> float:
@@ -165,6 +192,16 @@ def num_bytes(batch: Batch) -> float:
 def figures(measured: Measured, kind: str) -> list[Figure]:
     ratios = [ratio for name in (GQA, ROWS) if (ratio := measured.ratio(name, OWN)) is not None]
     return [Figure("times faster than the faster SDPA", min(ratios, default=None), SPEEDUP[kind], at_least=True)]
+
+
+def gpu_figures(measured: Measured, batch: Batch) -> list[Figure]:
+    least = 1.5 if batch.prefix else 1.2 if batch.high <= 512 else 1.0
+    found = [
+        Figure(f"times faster than {name}", measured.ratio(name, OWN), least, True) for name in (FLASHINFER, VARLEN)
+    ]
+    if batch.high in COPY_SHARE and not batch.prefix:
+        found.append(Figure("of a copy's bandwidth", measured.ratio(COPY, OWN), COPY_SHARE[batch.high], True))
+    return found
 
 
 def case(batch: Batch, device: str, *, judged: bool) -> Case:
@@ -178,9 +215,13 @@ def case(batch: Batch, device: str, *, judged: bool) -> Case:
         4.0 * batch.head_dim * batch.num_heads * tokens,
         num_bytes(batch),
         partial(build, batch, device),
-        partial(figures, kind=batch.kind) if judged else (lambda measured: []),
+        partial(_judge, batch, device) if judged else (lambda measured: []),
         count_launches=True,
     )
+
+
+def _judge(batch: Batch, device: str, measured: Measured) -> list[Figure]:
+    return figures(measured, batch.kind) if device == "cpu" else gpu_figures(measured, batch)
 
 
 def cases(device: str, size: str = "full") -> Iterator[Case]:
@@ -192,9 +233,9 @@ def cases(device: str, size: str = "full") -> Iterator[Case]:
             for sizes in heads:
                 yield case(Batch(32, 256, 1024, prefix, *sizes), device, judged=True)
     else:
-        for tokens in (256, 1024, 4096) if size == "full" else (1024,):
-            yield case(Batch(256, tokens, tokens, 0, *heads[1]), device, judged=False)
-        yield case(Batch(256, 2048, 4096, 2048, *heads[1]), device, judged=False)
+        for tokens in (256, 512, 1024, 4096) if size == "full" else (1024,):
+            yield case(Batch(256, tokens, tokens, 0, *heads[1]), device, judged=True)
+        yield case(Batch(256, 2048, 4096, 2048, *heads[1]), device, judged=True)
 
 
 if __name__ == "__main__":

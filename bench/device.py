@@ -19,6 +19,7 @@ PEERS = {
     "verl": "verl",
     "cut-cross-entropy": "cut_cross_entropy",
     "quack-kernels": "quack",
+    "flashinfer-python": "flashinfer",
 }
 
 

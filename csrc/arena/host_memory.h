@@ -1,4 +1,5 @@
-// An arena's memory on the host. A part without memory may be neither read nor written: the process would be killed.
+// An arena's memory on the host, on huge pages where the system has them. A part without memory may be neither read nor
+// written: the process would be killed.
 #pragma once
 #include <cstdint>
 

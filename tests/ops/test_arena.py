@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,35 @@ def test_the_arena_lives_as_long_as_a_tensor_in_it() -> None:
     del view
     gc.collect()
     assert full - resident_bytes() > 56 * MIB
+
+
+def advice(address: int) -> list[str]:
+    """The kernel's flags of the mapping at this address."""
+    here = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            here = int(bounds[1], 16) <= address < int(bounds[2], 16)
+        elif here and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    return []
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has no transparent huge pages"
+)
+def test_memory_is_asked_for_in_huge_pages_each_time() -> None:
+    arena = Arena(16 * MIB)
+    assert arena.address % (2 * MIB) == 0
+    if not advice(arena.address):
+        pytest.skip("this kernel tells no flags of mappings")
+    for _ in range(2):
+        assert "hg" not in advice(arena.address)
+        arena.commit()
+        assert "hg" in advice(arena.address)
+        arena.release(4 * MIB, 8 * MIB)
+        assert ["hg" in advice(arena.address + at * MIB) for at in (0, 4, 11, 12)] == [True, False, False, True]
+        arena.release(0, 4 * MIB)
+        arena.release(12 * MIB, 4 * MIB)
 
 
 @linux
