@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from backends import EMULATED, using
@@ -326,3 +328,28 @@ def test_tensors_are_checked(number: int, tensor: torch.Tensor, message: str) ->
     drawn[number] = tensor
     with pytest.raises(ValueError, match=message):
         sequence_step(slots, *drawn)
+
+
+@pytest.mark.gpu
+def test_a_captured_step_on_a_gpu_is_the_cpu_s_step() -> None:
+    slots = allocate(40, max_tokens=5)
+    on_gpu = Slots(**{field.name: getattr(slots, field.name).cuda() for field in fields(Slots)})
+    for row in range(0, 40, 3):
+        for each in (slots, on_gpu):
+            admit(each, row, prompt=row, most=1 + row % 5, group=row % 4)
+    words, numbers = torch.zeros(40, dtype=torch.int32), torch.rand(3, 40)
+    token, status, numbers_there = words.cuda(), words.cuda(), numbers.cuda()
+    before, graph = on_gpu.state.clone(), torch.cuda.CUDAGraph()
+    on_gpu.state.zero_()
+    sequence_step(on_gpu, token, *numbers_there, status)  # loads the kernel, and finds no row live
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        sequence_step(on_gpu, token, *numbers_there, status)
+    on_gpu.state.copy_(before)
+    for step in range(6):
+        drawn = torch.arange(step, 40 + step, dtype=torch.int32)
+        token.copy_(drawn)
+        sequence_step(slots, drawn, *numbers, words)
+        graph.replay()
+        moved = Slots(**{field.name: getattr(on_gpu, field.name).cpu() for field in fields(Slots)})
+        assert bits(moved) == bits(slots)
