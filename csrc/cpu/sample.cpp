@@ -3,6 +3,8 @@
 #include "ops/sample.h"
 
 #include <algorithm>
+#include <atomic>
+#include <memory>
 #include <vector>
 
 #include "core/errors.h"
@@ -28,7 +30,7 @@ void check_row(const SampleParams& p, int64_t row) {
 
 // The largest order of a logit such that the candidates of at least that order amount to `target`; 0 where none do.
 template <class Amount>
-uint32_t radix_floor(const std::vector<SampleCandidate>& candidates, int count, uint64_t target, Amount amount) {
+uint32_t radix_floor(const SampleCandidate* candidates, int count, uint64_t target, Amount amount) {
     constexpr int SHIFTS[] = {21, 10, 0}, BITS[] = {11, 11, 10};
     uint32_t prefix = 0, known = 0;
     for (int level = 0; level < 3; level++) {
@@ -51,7 +53,7 @@ class RowSampler {
 public:
     explicit RowSampler(const SampleParams& params)
         : p_(params), num_tiles_((params.vocab + SAMPLE_TILE - 1) / SAMPLE_TILE), largest_(num_tiles_),
-          mass_(num_tiles_), candidates_(params.vocab) {}
+          mass_(num_tiles_), candidates_(new SampleCandidate[params.vocab]) {}
 
     void sample(int64_t row) {
         const SampleSettings s = settings_of(p_, row);
@@ -97,12 +99,12 @@ private:
     }
 
     int find_candidates(const SampleTiles& tiles, int first, int end, float least) {
-        return R1_ENTRY(sample_candidates)(tiles, first, end, least, candidates_.data());
+        return R1_ENTRY(sample_candidates)(tiles, first, end, least, candidates_.get());
     }
 
     SampleCandidate first_largest(const SampleTiles& tiles) {
         const auto tile = static_cast<int>(std::max_element(largest_.begin(), largest_.end()) - largest_.begin());
-        find_candidates(tiles, tile, tile + 1, LEAST_LOG2_WEIGHT);
+        find_candidates(tiles, tile, tile + 1, -INFINITY);
         int i = 0;
         while (candidates_[i].logit != tiles.largest) i++;
         return candidates_[i];
@@ -111,7 +113,7 @@ private:
     SampleCandidate draw_from_tiles(const SampleTiles& tiles, uint64_t target) {
         int tile = 0;
         for (; mass_[tile] <= target; tile++) target -= mass_[tile];
-        find_candidates(tiles, tile, tile + 1, LEAST_LOG2_WEIGHT);
+        find_candidates(tiles, tile, tile + 1, -INFINITY);
         int i = 0;
         for (; candidates_[i].mass <= target; i++) target -= candidates_[i].mass;
         return candidates_[i];
@@ -121,10 +123,10 @@ private:
     SampleCandidate draw_cut(const SampleTiles& tiles, const SampleSettings& s, uint64_t& mass) {
         const uint32_t count = find_largest(tiles, s, mass);
         uint32_t floor = 0;
-        if (s.top_k > 0) floor = radix_floor(candidates_, count, s.top_k, [](const SampleCandidate&) { return 1; });
+        if (s.top_k > 0) floor = radix_floor(candidates_.get(), count, s.top_k, [](const SampleCandidate&) { return 1; });
         if (s.top_p < 1.0f) {
             const uint64_t rest = s.top_k > 0 ? mass_from(floor, count, 0) : mass;
-            floor = std::max(floor, radix_floor(candidates_, count, nucleus_of(s, rest),
+            floor = std::max(floor, radix_floor(candidates_.get(), count, nucleus_of(s, rest),
                                                 [](const SampleCandidate& candidate) { return candidate.mass; }));
         }
         mass = mass_from(floor, count, s.least_mass);
@@ -139,13 +141,14 @@ private:
 
     // Candidates down to some logit among which all are that may be kept: how many.
     int find_largest(const SampleTiles& tiles, const SampleSettings& s, uint64_t mass) {
-        for (float depth = 8.0f;; depth *= 2) {
-            const int count = find_candidates(tiles, 0, num_tiles_, -depth);
-            if (-depth <= LEAST_LOG2_WEIGHT) return count;  // that was all of them
+        for (float depth = 8.0f;; depth *= 1.5f) {
+            const bool all = -depth < LEAST_LOG2_WEIGHT;
+            const int count = find_candidates(tiles, 0, num_tiles_, all ? -INFINITY : tiles.largest - depth / tiles.scale);
+            if (all) return count;
             const bool by_k = s.top_k > 0, by_p = s.top_p < 1.0f;
             if (by_k && count < s.top_k) continue;
             if (by_p && mass_from(0, count, 0) < nucleus_of(s, mass)) continue;
-            // By min-p alone all of weight min_p must be there; what rounds to 2^-depth is surely less than twice it.
+            // By min-p alone all of weight min_p must be there: 2 is for what is rounded.
             if (!by_k && !by_p && s.min_p < 2 * std::exp2(-depth)) continue;
             return count;
         }
@@ -162,7 +165,7 @@ private:
     int num_tiles_;
     std::vector<float> largest_;
     std::vector<uint64_t> mass_;
-    std::vector<SampleCandidate> candidates_;
+    std::unique_ptr<SampleCandidate[]> candidates_;  // of which few are touched
     std::vector<int32_t> banned_;
 };
 
@@ -170,10 +173,10 @@ private:
 
 void sample_cpu(const SampleParams& p, int num_threads) {
     for (int64_t row = 0; row < p.num_rows; row++) check_row(p, row);
-    const int64_t each = std::max<int64_t>(1, p.num_rows / (8 * std::max(num_threads, 1)));
-    run_ranges(p.num_rows, each, num_threads, [&](int64_t begin, int64_t end) {
+    std::atomic<int64_t> next{0};
+    run_tasks(std::min<int64_t>(num_threads, p.num_rows), num_threads, [&](int64_t) {  // one sampler for each thread
         RowSampler sampler(p);
-        for (int64_t row = begin; row < end; row++) sampler.sample(row);
+        for (int64_t row; (row = next.fetch_add(1, std::memory_order_relaxed)) < p.num_rows;) sampler.sample(row);
     });
 }
 

@@ -168,14 +168,9 @@ R1_DEVICE void visit_candidates(const SampleRow& row, SampleShared& shared, floa
             visit(Candidate{shared.candidates.order[i], shared.candidates.token[i], shared.candidates.mass[i]});
         return;
     }
-    const float scale = shared.settings.scale;
-    for (int part = threadIdx.x / 32; part < row.num_tiles * TILE_PARTS; part += SAMPLE_WARPS) {
-        float logit[PART_LOGITS];
-        load_allowed<T>(row, shared, part, logit);
-        for (int i = 0; i < PART_LOGITS; i++)
-            if (token_of<T>(part, i) < row.vocab)
-                visit(Candidate{order_of(logit[i]), token_of<T>(part, i),
-                                mass_of(weight_of(log2_weight(logit[i], largest, scale)))});
+    for (int token = threadIdx.x; token < row.vocab; token += SAMPLE_THREADS) {
+        const float logit = load_one_allowed<T>(row, shared, token);
+        visit(Candidate{order_of(logit), token, mass_of(weight_of(log2_weight(logit, largest, shared.settings.scale)))});
     }
 }
 
@@ -184,6 +179,7 @@ R1_DEVICE void visit_candidates(const SampleRow& row, SampleShared& shared, floa
 template <class T>
 R1_DEVICE uint32_t radix_floor(const SampleRow& row, SampleShared& shared, float largest, uint64_t target, bool by_mass) {
     uint32_t prefix = 0, known = 0;
+#pragma unroll 1
     for (int level = 0; level < 3; level++) {
         const int shift = level == 0 ? 21 : level == 1 ? 10 : 0, bins = level == 2 ? 1 << 10 : 1 << 11;
         for (int bin = threadIdx.x; bin < bins; bin += SAMPLE_THREADS) shared.bins[bin] = 0;
@@ -205,6 +201,16 @@ R1_DEVICE uint32_t radix_floor(const SampleRow& row, SampleShared& shared, float
     return prefix;
 }
 
+// Mass of the candidates from `floor` on.
+template <class T>
+R1_DEVICE uint64_t candidate_mass(const SampleRow& row, SampleShared& shared, float largest, uint32_t floor) {
+    uint64_t mass = 0;
+    visit_candidates<T>(row, shared, largest, [&](const Candidate& candidate) {
+        if (candidate.order >= floor) mass += candidate.mass;
+    });
+    return block_sum(mass, shared.words);
+}
+
 // Finds what top-k and top-p keep, and leaves the kept masses in shared.tile_mass. `mass`: that of the allowed tokens.
 template <class T>
 R1_DEVICE SampleCut find_cut(const SampleRow& row, SampleShared& shared, float largest, uint64_t mass) {
@@ -218,17 +224,11 @@ R1_DEVICE SampleCut find_cut(const SampleRow& row, SampleShared& shared, float l
     const float least_logit = by_k ? reached_by(shared, settings.top_k) : -INFINITY;
     const float least = by_k ? LEAST_LOG2_WEIGHT : left_out_below(settings, mass, row.vocab);
     list_candidates<T>(row, shared, largest, least_logit, least);
-    if (by_k) cut.floor = radix_floor<T>(row, shared, largest, static_cast<uint64_t>(settings.top_k), false);
-    if (by_p) {
-        uint64_t rest = mass;
-        if (by_k) {
-            rest = 0;
-            visit_candidates<T>(row, shared, largest, [&](const Candidate& candidate) {
-                if (candidate.order >= cut.floor) rest += candidate.mass;
-            });
-            rest = block_sum(rest, shared.words);
-        }
-        const uint32_t floor = radix_floor<T>(row, shared, largest, nucleus_of(settings, rest), true);
+#pragma unroll 1
+    for (int by_mass = by_k ? 0 : 1; by_mass <= (by_p ? 1 : 0); by_mass++) {
+        if (by_mass && by_k) mass = candidate_mass<T>(row, shared, largest, cut.floor);  // what top-k keeps
+        const uint64_t target = by_mass ? nucleus_of(settings, mass) : static_cast<uint64_t>(settings.top_k);
+        const uint32_t floor = radix_floor<T>(row, shared, largest, target, by_mass);
         cut.floor = floor > cut.floor ? floor : cut.floor;
     }
     for (int tile = threadIdx.x; tile < row.num_tiles; tile += SAMPLE_THREADS) shared.tile_mass[tile] = 0;
@@ -246,12 +246,10 @@ template <class T>
 R1_DEVICE void draw_token(const SampleRow& row, SampleShared& shared, float largest, const SampleCut& cut, uint64_t kept) {
     find_crossing(shared, shared.tile_mass, row.num_tiles, target_of(shared.settings, kept), false);
     const int tile = shared.found;
-    for (int part = tile * TILE_PARTS; part < (tile + 1) * TILE_PARTS; part++) {
-        float logit[PART_LOGITS];
-        load_allowed<T>(row, shared, part, logit);
-        for (int i = 0; i < PART_LOGITS; i++)
-            shared.bins[token_of<T>(part, i) - tile * SAMPLE_TILE] =
-                kept_mass(logit[i], log2_weight(logit[i], largest, shared.settings.scale), cut);
+    for (int at = threadIdx.x; at < SAMPLE_TILE; at += 32) {
+        const int token = tile * SAMPLE_TILE + at;
+        const float logit = token < row.vocab ? load_one_allowed<T>(row, shared, token) : -INFINITY;
+        shared.bins[at] = kept_mass(logit, log2_weight(logit, largest, shared.settings.scale), cut);
     }
     const uint64_t rest = shared.rest;
     warp_sync();

@@ -44,9 +44,7 @@ struct SampleShared {
     uint64_t rest;
 };
 
-struct alignas(16) SampleVector {
-    uint32_t words[4];
-};
+static_assert(sizeof(SampleShared) <= 60 << 10, "two blocks' share, and what bench/cubins.py counts with");
 
 // The lane's logits of part `part` of the row, -inf beyond its end; logit i is that of token_of(part, i).
 template <class T>
@@ -61,16 +59,11 @@ R1_DEVICE void load_part(const SampleRow& row, int part, float (&logit)[PART_LOG
     constexpr int AT_ONCE = 16 / sizeof(T);
     const T* logits = static_cast<const T*>(row.logits);
     if (row.aligned && (part + 1) * PART_TOKENS <= row.vocab) {
-        SampleVector held[PART_LOGITS / AT_ONCE];
+        alignas(16) T held[PART_LOGITS];
 #pragma unroll
-        for (int i = 0; i < PART_LOGITS / AT_ONCE; i++)
-            held[i] = *reinterpret_cast<const SampleVector*>(logits + token_of<T>(part, i * AT_ONCE));
+        for (int i = 0; i < PART_LOGITS; i += AT_ONCE) load_16(&held[i], logits + token_of<T>(part, i));
 #pragma unroll
-        for (int i = 0; i < PART_LOGITS; i++) {
-            T number;
-            memcpy(&number, reinterpret_cast<const char*>(held) + i * sizeof(T), sizeof(T));
-            logit[i] = to_float(number);
-        }
+        for (int i = 0; i < PART_LOGITS; i++) logit[i] = to_float(held[i]);
         return;
     }
 #pragma unroll
@@ -80,21 +73,29 @@ R1_DEVICE void load_part(const SampleRow& row, int part, float (&logit)[PART_LOG
     }
 }
 
-R1_DEVICE bool is_banned(const SampleRow& row, int token) {
-    for (int i = 0; i < row.num_banned; i++)
-        if (row.banned[i] == token) return true;
-    return false;
+R1_DEVICE bool may_be_banned(const SampleShared& shared, int token) {
+    const int tile = token / SAMPLE_TILE;
+    return shared.banned_tile[tile / 32] >> (tile % 32) & 1;
 }
 
 // The same with banned tokens at -inf.
 template <class T>
 R1_DEVICE void load_allowed(const SampleRow& row, const SampleShared& shared, int part, float (&logit)[PART_LOGITS]) {
     load_part<T>(row, part, logit);
-    const int tile = part / TILE_PARTS;
-    if (!(shared.banned_tile[tile / 32] >> (tile % 32) & 1)) return;
+    if (!may_be_banned(shared, part * PART_TOKENS)) return;
+    for (int number = 0; number < row.num_banned; number++) {
+        const int banned = row.banned[number];
 #pragma unroll
-    for (int i = 0; i < PART_LOGITS; i++)
-        if (is_banned(row, token_of<T>(part, i))) logit[i] = -INFINITY;
+        for (int i = 0; i < PART_LOGITS; i++) logit[i] = token_of<T>(part, i) == banned ? -INFINITY : logit[i];
+    }
+}
+
+template <class T>
+R1_DEVICE float load_one_allowed(const SampleRow& row, const SampleShared& shared, int token) {
+    if (may_be_banned(shared, token))
+        for (int number = 0; number < row.num_banned; number++)
+            if (row.banned[number] == token) return -INFINITY;
+    return to_float(static_cast<const T*>(row.logits)[token]);
 }
 
 R1_DEVICE uint32_t word_of(float x) {

@@ -81,6 +81,8 @@ inline void atomic_min(int* shared, int value) { *shared = value < *shared ? val
 inline int atomic_add(int* shared, int value) { return (*shared += value) - value; }
 inline void atomic_add(uint64_t* shared, uint64_t value) { *shared += value; }
 
+inline void load_16(void* to, const void* global) { std::memcpy(to, global, 16); }
+
 inline float multiply_rounded(float x, float y) { return x * y; }
 inline float add_rounded(float x, float y) { return x + y; }
 

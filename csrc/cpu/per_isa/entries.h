@@ -19,7 +19,7 @@
     bool sample_maxima(const SampleTiles& tiles);                                               \
     /* Mass of each tile; the sum of weight times log2 weight over the row. */                  \
     int64_t sample_masses(const SampleTiles& tiles);                                            \
-    /* Tokens with a log2 weight of at least `least`, ascending; how many. LEAST_LOG2_WEIGHT: all. */ \
+    /* Tokens with a logit of at least `least`, ascending; how many. */                         \
     int sample_candidates(const SampleTiles& tiles, int first_tile, int end_tile, float least,  \
                           SampleCandidate* found);                                              \
     }

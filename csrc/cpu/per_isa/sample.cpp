@@ -146,14 +146,14 @@ int sample_candidates(const SampleTiles& t, int first_tile, int end_tile, float 
     alignas(64) float buffer[SAMPLE_TILE];
     int count = 0;
     for (int tile = first_tile; tile < end_tile; tile++) {
-        if ((t.tile_largest[tile] - t.largest) * t.scale < least && least > LEAST_LOG2_WEIGHT) continue;
+        if (t.tile_largest[tile] < least) continue;
         const Tile loaded = load_tile(t, tile, buffer);
         for (int at = 0; at < loaded.size; at += LANES) {
-            const Vec logit = load(loaded.logits + at), y = log2_weight(t, logit);
-            uint32_t lanes = lanes_of(y >= splat(least));
+            const Vec logit = load(loaded.logits + at);
+            uint32_t lanes = lanes_of(logit >= splat(least));
             if (!lanes) continue;
             MassSum mass;
-            mass.add(weight_of(y));
+            mass.add(weight_of(log2_weight(t, logit)));
             for (; lanes; lanes &= lanes - 1) {
                 const int lane = __builtin_ctz(lanes), token = tile * SAMPLE_TILE + at + lane;
                 if (token < t.vocab) found[count++] = {token, logit[lane], static_cast<uint64_t>(mass.lane(lane))};
