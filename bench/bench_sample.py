@@ -1,7 +1,7 @@
 """`sample`: one token for each row of logits, against r1fast.sampling.draw, which does the same in torch and NumPy.
 
-Bytes, the least: the logits once; the ceiling is a copy that moves as many. `nucleus` is temperature 0.6 with top-p 0.95,
-`plain` cuts nothing. `python -m bench.bench_sample [--quick] [--threads 1 2] [--json FILE]`.
+Bytes, the least: the logits once; the ceiling is a copy that moves as many. `nucleus` is temperature 0.6 with top-p
+0.95, `plain` cuts nothing. `python -m bench.bench_sample [--quick] [--threads 1 2] [--json FILE]`.
 """
 
 # R rows, V vocab

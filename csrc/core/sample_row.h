@@ -1,5 +1,5 @@
-// What one row of `sample` is drawn by: its settings, its random number, and its numbers out of exact sums. The same code
-// for the CPU and for the kernel, in operations that round alike on both.
+// What one row of `sample` is drawn by: its settings, its random number, and its numbers out of exact sums. The same
+// code for the CPU and for the kernel, in operations that round alike on both.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -83,7 +83,7 @@ R1_ANYWHERE uint32_t order_of(float logit) {
     return bits ^ (bits >> 31 ? 0xFFFFFFFFu : 0x80000000u);
 }
 
-// Natural logarithm to 1e-15 for normal x > 0: a library's may differ between a CPU and a GPU. 2 atanh((m - 1) / (m + 1)).
+// Natural logarithm to 1e-15 for normal x > 0, by 2 atanh((m - 1) / (m + 1)): a library's differs between CPU and GPU.
 R1_ANYWHERE double natural_log(double x) {
     uint64_t bits;
     memcpy(&bits, &x, sizeof bits);
@@ -101,8 +101,8 @@ R1_ANYWHERE double natural_log(double x) {
     return fma(static_cast<double>(exponent), 0.6931471805599453, 2.0 * s * sum);
 }
 
-// Sums over a row: of the whole vocabulary relative to its largest logit, and of the kept tokens relative to the largest
-// that is allowed.
+// Sums over a row: of the whole vocabulary relative to its largest logit, and of the kept tokens relative to the
+// largest that is allowed.
 struct SampleSums {
     float largest, largest_allowed;
     uint64_t total, kept;

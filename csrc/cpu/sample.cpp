@@ -23,8 +23,8 @@ void check_row(const SampleParams& p, int64_t row) {
              "; they must be finite and at least 0, at least 0 (0: off), in (0, 1], in [0, 1]");
     for (int i = 0; i < p.num_banned; i++) {
         const int32_t token = p.banned[row * p.num_banned + i];
-        R1_CHECK(token >= -1 && token < p.vocab, "sample: row ", row, " bans token ", token, ", the vocabulary has 0 to ",
-                 p.vocab - 1, "; pad with -1");
+        R1_CHECK(token >= -1 && token < p.vocab, "sample: row ", row, " bans token ", token,
+                 ", the vocabulary has 0 to ", p.vocab - 1, "; pad with -1");
     }
 }
 
@@ -59,7 +59,8 @@ public:
         const SampleSettings s = settings_of(p_, row);
         find_banned(row);
         SampleTiles tiles;
-        tiles.logits = static_cast<const char*>(p_.logits) + row * p_.row_stride * bytes_of(static_cast<DType>(p_.dtype));
+        const int64_t row_bytes = p_.row_stride * bytes_of(static_cast<DType>(p_.dtype));
+        tiles.logits = static_cast<const char*>(p_.logits) + row * row_bytes;
         tiles.dtype = p_.dtype, tiles.vocab = p_.vocab, tiles.scale = s.scale;
         tiles.tile_largest = largest_.data(), tiles.tile_mass = mass_.data();
         if (!R1_ENTRY(sample_maxima)(tiles)) return write_fault(p_, row, SAMPLE_BAD_LOGIT);
@@ -123,7 +124,8 @@ private:
     SampleCandidate draw_cut(const SampleTiles& tiles, const SampleSettings& s, uint64_t& mass) {
         const uint32_t count = find_largest(tiles, s, mass);
         uint32_t floor = 0;
-        if (s.top_k > 0) floor = radix_floor(candidates_.get(), count, s.top_k, [](const SampleCandidate&) { return 1; });
+        if (s.top_k > 0)
+            floor = radix_floor(candidates_.get(), count, s.top_k, [](const SampleCandidate&) { return 1; });
         if (s.top_p < 1.0f) {
             const uint64_t rest = s.top_k > 0 ? mass_from(floor, count, 0) : mass;
             floor = std::max(floor, radix_floor(candidates_.get(), count, nucleus_of(s, rest),
@@ -143,7 +145,8 @@ private:
     int find_largest(const SampleTiles& tiles, const SampleSettings& s, uint64_t mass) {
         for (float depth = 8.0f;; depth *= 1.5f) {
             const bool all = -depth < LEAST_LOG2_WEIGHT;
-            const int count = find_candidates(tiles, 0, num_tiles_, all ? -INFINITY : tiles.largest - depth / tiles.scale);
+            const float least = all ? -INFINITY : tiles.largest - depth / tiles.scale;
+            const int count = find_candidates(tiles, 0, num_tiles_, least);
             if (all) return count;
             const bool by_k = s.top_k > 0, by_p = s.top_p < 1.0f;
             if (by_k && count < s.top_k) continue;
@@ -156,8 +159,10 @@ private:
 
     uint64_t mass_from(uint32_t floor, int count, uint64_t least_mass) const {
         uint64_t sum = 0;
-        for (int i = 0; i < count; i++)
-            if (order_of(candidates_[i].logit) >= floor && candidates_[i].mass >= least_mass) sum += candidates_[i].mass;
+        for (int i = 0; i < count; i++) {
+            const SampleCandidate& candidate = candidates_[i];
+            if (order_of(candidate.logit) >= floor && candidate.mass >= least_mass) sum += candidate.mass;
+        }
         return sum;
     }
 

@@ -6,8 +6,8 @@ namespace r1 {
 
 void sample_cuda(const SampleParams& params, intptr_t stream) {
     const auto run = [&](void (*kernel)(SampleParams)) {
-        launch("sample", kernel, {static_cast<unsigned>(params.num_rows), 1, SAMPLE_THREADS, sizeof(SampleShared)}, params,
-               stream);
+        const Grid grid{static_cast<unsigned>(params.num_rows), 1, SAMPLE_THREADS, sizeof(SampleShared)};
+        launch("sample", kernel, grid, params, stream);
     };
     if (params.dtype == static_cast<int32_t>(DType::bf16)) return run(sample_kernel<BF16>);
     if (params.dtype == static_cast<int32_t>(DType::fp16)) return run(sample_kernel<FP16>);

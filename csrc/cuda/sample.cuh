@@ -1,6 +1,6 @@
-// A block for each row. It reads the row twice, for the largest logit and for the masses of tiles; cuts need it once more
-// for the candidates that they choose among, where those fit shared memory, and the draw reads one tile. Sums are of
-// integers: no order of warps or atomics shows in them (core/fixed_point.h).
+// A block for each row. It reads the row twice, for the largest logit and for the masses of tiles; cuts need it once
+// more for the candidates that they choose among, where those fit shared memory, and the draw reads one tile. Sums are
+// of integers: no order of warps or atomics shows in them (core/fixed_point.h).
 #pragma once
 #include "cuda/sample_tiles.cuh"
 
@@ -31,7 +31,8 @@ R1_DEVICE void begin_row(const SampleParams& p, int64_t number, SampleShared& sh
     for (int i = thread; i < row.num_banned; i += SAMPLE_THREADS) {
         const int token = row.banned[i], tile = token / SAMPLE_TILE;
         if (token < -1 || token >= row.vocab) atomic_or(&shared.faults, SAMPLE_BAD_SETTING);
-        if (token >= 0 && token < row.vocab) atomic_or(&shared.banned_tile[tile / 32], static_cast<int>(1u << tile % 32));
+        if (token >= 0 && token < row.vocab)
+            atomic_or(&shared.banned_tile[tile / 32], static_cast<int>(1u << tile % 32));
     }
     block_sync();
 }
@@ -98,7 +99,8 @@ R1_DEVICE void weigh_kept(const SampleRow& row, SampleShared& shared, float larg
             float logit[PART_LOGITS];
             load_allowed<T>(row, shared, tile * TILE_PARTS + part, logit);
 #pragma unroll
-            for (int i = 0; i < PART_LOGITS; i++) mass += kept_mass(logit[i], log2_weight(logit[i], largest, scale), cut);
+            for (int i = 0; i < PART_LOGITS; i++)
+                mass += kept_mass(logit[i], log2_weight(logit[i], largest, scale), cut);
         }
         mass = warp_sum(mass);
         if (threadIdx.x % 32 == 0) shared.tile_mass[tile] = mass;
@@ -135,7 +137,8 @@ R1_DEVICE float left_out_below(const SampleSettings& settings, uint64_t mass, in
 
 // Lists the tokens that cuts choose among; where they are too many, num_candidates says so and the row is read instead.
 template <class T>
-R1_DEVICE void list_candidates(const SampleRow& row, SampleShared& shared, float largest, float least_logit, float least) {
+R1_DEVICE void list_candidates(const SampleRow& row, SampleShared& shared, float largest, float least_logit,
+                               float least) {
     const float scale = shared.settings.scale;
     for (int part = threadIdx.x / 32; part < row.num_tiles * TILE_PARTS; part += SAMPLE_WARPS) {
         float logit[PART_LOGITS];
@@ -170,14 +173,16 @@ R1_DEVICE void visit_candidates(const SampleRow& row, SampleShared& shared, floa
     }
     for (int token = threadIdx.x; token < row.vocab; token += SAMPLE_THREADS) {
         const float logit = load_one_allowed<T>(row, shared, token);
-        visit(Candidate{order_of(logit), token, mass_of(weight_of(log2_weight(logit, largest, shared.settings.scale)))});
+        const float y = log2_weight(logit, largest, shared.settings.scale);
+        visit(Candidate{order_of(logit), token, mass_of(weight_of(y))});
     }
 }
 
 // The largest order of a logit such that the candidates of at least that order amount to `target`, each to its mass or
 // to 1: digit by digit. Integers are added, so that it does not matter who comes first.
 template <class T>
-R1_DEVICE uint32_t radix_floor(const SampleRow& row, SampleShared& shared, float largest, uint64_t target, bool by_mass) {
+R1_DEVICE uint32_t radix_floor(const SampleRow& row, SampleShared& shared, float largest, uint64_t target,
+                               bool by_mass) {
     uint32_t prefix = 0, known = 0;
 #pragma unroll 1
     for (int level = 0; level < 3; level++) {
@@ -243,7 +248,8 @@ R1_DEVICE SampleCut find_cut(const SampleRow& row, SampleShared& shared, float l
 
 // By the inverse of the cumulative mass in vocabulary order. One warp; the token is left in shared.found.
 template <class T>
-R1_DEVICE void draw_token(const SampleRow& row, SampleShared& shared, float largest, const SampleCut& cut, uint64_t kept) {
+R1_DEVICE void draw_token(const SampleRow& row, SampleShared& shared, float largest, const SampleCut& cut,
+                          uint64_t kept) {
     find_crossing(shared, shared.tile_mass, row.num_tiles, target_of(shared.settings, kept), false);
     const int tile = shared.found;
     for (int at = threadIdx.x; at < SAMPLE_TILE; at += 32) {
@@ -286,8 +292,8 @@ R1_KERNEL(SAMPLE_THREADS, 2) sample_kernel(const SampleParams p) {
     if (row.num_banned) largest = find_largest<T, true>(row, shared);
     const int faults = shared.faults;
     if (faults || largest == -INFINITY) {  // the same for all threads
-        const int status = faults & SAMPLE_BAD_SETTING ? SAMPLE_BAD_SETTING : faults ? SAMPLE_BAD_LOGIT : SAMPLE_NO_TOKEN;
-        if (first) write_fault(p, number, status);
+        const int status = faults & SAMPLE_BAD_SETTING ? SAMPLE_BAD_SETTING : SAMPLE_BAD_LOGIT;
+        if (first) write_fault(p, number, faults ? status : SAMPLE_NO_TOKEN);
         return;
     }
     SampleCut cut{0, 0};

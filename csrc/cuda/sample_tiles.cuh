@@ -172,7 +172,8 @@ R1_DEVICE float block_largest(const float* of_thread) {
 
 // The first of `amounts` with more than `target` up to and including it, from the first or from the last on; leaves in
 // shared.rest what of `target` those before it did not take. One warp; -1 where all are not more.
-R1_DEVICE void find_crossing(SampleShared& shared, const uint64_t* amounts, int count, uint64_t target, bool from_last) {
+R1_DEVICE void find_crossing(SampleShared& shared, const uint64_t* amounts, int count, uint64_t target,
+                             bool from_last) {
     const int lane = threadIdx.x % 32, each = (count + 31) / 32;
     const int begin = lane * each < count ? lane * each : count, end = begin + each < count ? begin + each : count;
     uint64_t own = 0;

@@ -1,4 +1,4 @@
-"""Draws one token for each row of logits: temperature, banned tokens, top-k, top-p and min-p, a counter-based random number.
+"""Draws one token for each row of logits: temperature, banned tokens, top-k, top-p, min-p; random numbers by counter.
 
 The tokens are in vocabulary order and the random number is that of `r1fast.sampling.uniforms`. Weights are summed as
 integers of 2^-43 of the largest, so that a row's result is bitwise the same in any batch, on any number of threads and

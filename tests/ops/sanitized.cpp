@@ -191,8 +191,10 @@ std::vector<int32_t> draw_tokens(DType dtype, int num_threads) {
     std::vector<T> logits(ROWS * VOCAB);
     for (T& logit : logits) logit = from_float<T>(static_cast<float>(random() % 4096) / 256 - 8);
     logits[6 * VOCAB + 3] = from_float<T>(NAN);
-    const std::vector<float> temperature{1, 0, 0.6f, 1, 2, 0.3f, 1}, top_p{1, 1, 0.95f, 1, 0.5f, 1, 1}, min_p{0, 0, 0, 0.1f, 0, 0, 0};
-    std::vector<int32_t> top_k{0, 0, 0, 0, 40, 1000, 0}, key(2 * ROWS, 5), index(ROWS, 1), position{0, 1, 2, 3, 4, 5, 6};
+    const std::vector<float> temperature{1, 0, 0.6f, 1, 2, 0.3f, 1}, top_p{1, 1, 0.95f, 1, 0.5f, 1, 1};
+    const std::vector<float> min_p{0, 0, 0, 0.1f, 0, 0, 0};
+    const std::vector<int32_t> key(2 * ROWS, 5), index(ROWS, 1), position{0, 1, 2, 3, 4, 5, 6};
+    std::vector<int32_t> top_k{0, 0, 0, 0, 40, 1000, 0};
     std::vector<int32_t> banned(ROWS * BANNED, -1), token(ROWS), status(ROWS);
     std::vector<float> logp(ROWS), log_kept_mass(ROWS), entropy(ROWS);
     banned[2] = 1499, banned[3] = 0;

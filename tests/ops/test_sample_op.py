@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from backends import BACKENDS, EMULATED, using
+from emulated import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -32,8 +33,11 @@ def run(logits: Tensor, *, backend: str = "", seed: int = 0, banned: Any = None,
         dtype = torch.float32 if name in ("temperature", "top_p", "min_p") else torch.int32
         columns[f"{name}_R"] = torch.as_tensor(value).to(dtype).expand(rows).contiguous()
     key = torch.tensor(KEY, dtype=torch.int64).to(torch.int32).expand(rows, 2).contiguous()
-    drawn = Drawn.allocate(rows)
-    arguments = columns | {"key_R2": key, "banned_RB": None if banned is None else torch.tensor(banned).int()}
+    drawn = Drawn.allocate(rows, logits.device)
+    arguments = columns | {"key_R2": key}
+    if banned is not None:
+        arguments["banned_RB"] = torch.tensor(banned).int()
+    arguments = {name: tensor.to(logits.device) for name, tensor in arguments.items()}
     if backend:
         with using(backend):
             sample(logits, drawn, **arguments)
@@ -44,7 +48,7 @@ def run(logits: Tensor, *, backend: str = "", seed: int = 0, banned: Any = None,
 
 def bits(drawn: Drawn) -> Tensor:
     """int32 [5, R]: NaN equals itself."""
-    return torch.stack([column.view(torch.int32) for column in vars(drawn).values()])
+    return torch.stack([column.view(torch.int32) for column in vars(drawn).values()]).cpu()
 
 
 def uniform_numbers(positions: range, sample_index: int = 3) -> Array:
@@ -109,7 +113,8 @@ def rows_and_settings(draw_from: st.DrawFn) -> tuple[Tensor, dict[str, list[floa
         "top_p": st.sampled_from([1.0, 1.0, 0.9513, 0.5171, 0.0137]),
         "min_p": st.sampled_from([0.0, 0.0, 0.05317, 0.71]),
     }
-    banned = draw_from(st.lists(st.lists(st.integers(-1, vocab - 1), min_size=3, max_size=3), min_size=rows, max_size=rows))
+    tokens_of_row = st.lists(st.integers(-1, vocab - 1), min_size=3, max_size=3)
+    banned = draw_from(st.lists(tokens_of_row, min_size=rows, max_size=rows))
     if vocab < 4:
         banned = [[-1] * 3] * rows
     for row, tokens in enumerate(banned):
@@ -290,7 +295,7 @@ def test_banned_tokens_are_not_drawn_and_keep_their_probability(backend: str) ->
 
 @pytest.mark.parametrize("backend", ["plain", "avx2", EMULATED])
 def test_a_row_depends_on_nothing_but_itself(backend: str) -> None:
-    """Its place in the batch, the stride of rows, the number of threads and the order of warps do not show."""
+    """Its place in the batch, the stride of rows and the number of threads do not show."""
     logits = (torch.randn(6, 1300, generator=torch.Generator().manual_seed(5)) * 3).bfloat16()
     columns: dict[str, Any] = {"temperature": 0.8, "top_p": 0.93, "min_p": 0.001}
     position = torch.arange(6)
@@ -308,6 +313,38 @@ def test_a_row_depends_on_nothing_but_itself(backend: str) -> None:
         assert torch.equal(bits(alone)[:, 0], whole[:, row])
     turned = run(logits.flip(0), backend=backend, position=position.flip(0), **columns)
     assert torch.equal(bits(turned).flip(1), whole)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_no_order_of_warps_matters(seed: int) -> None:
+    logits = torch.randn(4, 2600, generator=torch.Generator().manual_seed(8)) * 3
+    columns: dict[str, Any] = {
+        "temperature": [0.0, 1.0, 0.7, 2.0],
+        "top_p": [1.0, 1.0, 0.9, 1.0],
+        "top_k": [0, 0, 0, 9],
+    }
+    expected = bits(run(logits, backend=EMULATED, banned=[[7]] * 4, **columns))
+    try:
+        emulated().set_schedule(seed)
+        assert torch.equal(bits(run(logits, backend=EMULATED, banned=[[7]] * 4, **columns)), expected)
+    finally:
+        emulated().set_schedule(0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gpu_draws_what_the_cpu_draws(dtype: torch.dtype) -> None:
+    logits = (torch.randn(64, 151936, generator=torch.Generator().manual_seed(9)) * 3).to(dtype)
+    generator = torch.Generator().manual_seed(10)
+
+    def chosen(values: list[float]) -> Tensor:
+        return torch.tensor(values)[torch.randint(len(values), (64,), generator=generator)]
+
+    columns = {"temperature": chosen([0.0, 0.6, 1.0, 2.0]), "top_p": chosen([1.0, 0.95, 0.5])}
+    columns |= {"top_k": chosen([0, 0, 50, 2000]), "min_p": chosen([0.0, 0.0, 0.02])}
+    banned = torch.randint(-1, 151936, (64, 5), generator=generator).tolist()
+    on_gpu = run(logits.cuda(), banned=banned, **columns)
+    assert torch.equal(bits(on_gpu), bits(run(logits, banned=banned, **columns)))
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.95])
