@@ -99,6 +99,10 @@ def sample(
     _check_logits(logits_RV, rows)
     columns = {
         "drawn.token_R": (drawn.token_R, torch.int32),
+        "drawn.logp_R": (drawn.logp_R, torch.float32),
+        "drawn.log_kept_mass_R": (drawn.log_kept_mass_R, torch.float32),
+        "drawn.entropy_R": (drawn.entropy_R, torch.float32),
+        "drawn.status_R": (drawn.status_R, torch.int32),
         "temperature_R": (temperature_R, torch.float32),
         "top_k_R": (top_k_R, torch.int32),
         "top_p_R": (top_p_R, torch.float32),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -430,6 +431,9 @@ def test_columns_are_checked() -> None:
             sample(logits, Drawn.allocate(2), **good | {name: torch.cat([value, value])[:3]})
         with pytest.raises(ValueError, match=rf"{name} must be"):
             sample(logits, Drawn.allocate(2), **good | {name: value.long()})
+    for name in vars(Drawn.allocate(2)):
+        with pytest.raises(ValueError, match=rf"drawn.{name} must be"):
+            sample(logits, replace(Drawn.allocate(2), **{name: torch.zeros(2).double()}), **good)
     with pytest.raises(ValueError, match=r"banned_RB must be int32 \[2, 1\]"):
         sample(logits, Drawn.allocate(2), **good, banned_RB=torch.zeros(3, 1).int())
     with pytest.raises(ValueError, match=r"logits_RV is float32 \[2, 5\] on cpu, drawn has 3 rows"):
