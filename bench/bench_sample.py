@@ -104,7 +104,8 @@ def reference(logits: Tensor, uniform: Tensor, shape: Shape) -> Outputs:
         probability = logp.exp()
         ordered = logp.sort(descending=True).values
         before = ordered.exp().cumsum(-1) - ordered.exp()
-        least = ordered.masked_fill(before >= shape.top_p, torch.inf).amin(-1, keepdim=True)
+        needed = shape.top_p if shape.top_p < 1 else torch.inf  # `before` may pass 1 by rounding
+        least = ordered.masked_fill(before >= needed, torch.inf).amin(-1, keepdim=True)
         kept = torch.where(logp >= least, probability, 0.0)
         cumulative = kept.cumsum(-1)
         mass = torch.where((kept > 0).all(-1), 1.0, cumulative[:, -1])
