@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -77,6 +78,22 @@ def test_the_emulated_kernel_is_the_cpu_twin_bit_by_bit(
     assert torch.equal(
         bits(run(logits, banned=banned, **columns)), bits(run(logits, banned=banned, backend=EMULATED, **columns))
     )
+
+
+@pytest.mark.parametrize("backend", ["plain", EMULATED])
+def test_every_combination_of_cuts(backend: str) -> None:
+    cuts = list(itertools.product([0.6, 1.7], [0, 3, 60], [1.0, 0.9513, 0.5171], [0.0, 0.0073, 0.21]))
+    logits = torch.randn(len(cuts), 700, generator=torch.Generator().manual_seed(11)) * 1.5
+    columns = {
+        name: [cut[number] for cut in cuts] for number, name in enumerate(("temperature", "top_k", "top_p", "min_p"))
+    }
+    largest = logits.argmax(-1).tolist()
+    banned = [[token, token + 1 if token < 699 else -1] for token in largest]
+    for excluded in (None, banned):
+        drawn = run(logits, backend=backend, banned=excluded, **columns)
+        for row, uniform in enumerate(uniform_numbers(range(len(cuts)))):
+            options = {name: values[row] for name, values in columns.items()}
+            Expected(logits[row], excluded[row] if excluded else (), **options).assert_drawn(drawn, row, float(uniform))
 
 
 CUTS: list[dict[str, float]] = [
