@@ -28,6 +28,7 @@ BENCHES = {
     "grpo_loss": 0.07,
     "group_advantage": 0.07,
     "paged_decode": 0.07,
+    "sample": 0.07,
 }
 GRACE_S = 25  # what a bench may take beyond its share: the case that is under way, the start
 

@@ -47,10 +47,15 @@ def decode_shared_bytes(head_dim: int) -> int:
     return 2 * 2 * 64 * head_dim * {64: 4, 256: 2}.get(head_dim, 3)
 
 
+SAMPLE_SHARED_BYTES = 60 << 10  # the most that csrc/cuda/sample_tiles.cuh lets a row have
+
+
 def budget_of(kernel: str, head_dim: int) -> Budget:
     """By the kernel's name."""
     if kernel == "paged_decode_kernel":
         return Budget(128, 1 if head_dim == 256 else 2, (COPY, MMA + r"(\.BF16)?", r"LDSM\.16\.\S*M88\.4", "MOVM"))
+    if kernel == "sample_kernel":
+        return Budget(512, 2, (LOAD,))
     if kernel in ("kv_append_kernel", "kv_copy_kernel"):
         return Budget(256, 4, (LOAD, STORE))
     return {
@@ -75,7 +80,8 @@ class Cubin:
 
     @property
     def name(self) -> str:
-        return f"{self.kernel}<{self.dtype}, {self.head_dim}>" if self.dtype else self.kernel
+        arguments = [self.dtype, *([str(self.head_dim)] if self.head_dim else [])]
+        return f"{self.kernel}<{', '.join(arguments)}>" if self.dtype else self.kernel
 
     def faults(self) -> list[str]:
         """What is wrong with it."""
@@ -119,11 +125,12 @@ def read(usage: str, sass: str, architecture: int) -> list[Cubin]:
     found = []
     codes = dict(re.findall(r"^\.text\.(\w+):\n(.*?)(?=^\.text\.|\Z)", sass, re.M | re.S))
     for symbol, facts in re.findall(r"Function (\w+):\s*\n\s*(REG:.*)", usage):
-        name = re.search(r"\d+([a-z_]+_kernel)(?:INS_\d(BF16|FP16)ELi(\d+)E)?", symbol)
+        name = re.search(r"\d+([a-z_]+_kernel)(?:I(?:NS_\d)?(BF16|FP16|f)E?(?:Li(\d+)E)?)?", symbol)
         assert name is not None, symbol
         numbers = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", facts)}
-        kernel, dtype, head_dim = name[1], name[2] or "", int(name[3] or 0)
+        kernel, dtype, head_dim = name[1], {"f": "FP32"}.get(name[2], name[2] or ""), int(name[3] or 0)
         dynamic = decode_shared_bytes(head_dim) if kernel == "paged_decode_kernel" else 0
+        dynamic += SAMPLE_SHARED_BYTES if kernel == "sample_kernel" else 0
         stack, shared = numbers["STACK"] + numbers["LOCAL"], numbers["SHARED"] + dynamic
         found.append(Cubin(kernel, dtype, head_dim, architecture, numbers["REG"], stack, shared, codes[symbol]))
     return found

@@ -12,6 +12,7 @@ void bind_arena(py::module_& module);
 void bind_decode(py::module_& module);
 void bind_pool(py::module_& module);
 void bind_product(py::module_& module);
+void bind_sample(py::module_& module);
 void bind_step(py::module_& module);
 void bind_emulation(py::module_& module);  // csrc/emulation/probes.cpp, in the tests' module alone
 

@@ -7,6 +7,7 @@ PYBIND11_MODULE(R1_MODULE, module) {
     r1::bind_decode(module);
     r1::bind_pool(module);
     r1::bind_product(module);
+    r1::bind_sample(module);
     r1::bind_step(module);
     r1::bind_arena(module);
 #ifdef R1_EMULATION

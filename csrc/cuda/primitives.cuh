@@ -58,6 +58,20 @@ R1_DEVICE int shuffle_up(int value, int distance) { return __shfl_up_sync(ALL_LA
 R1_DEVICE uint32_t match_any(int value) { return __match_any_sync(ALL_LANES, value); }
 R1_DEVICE int popcount(uint32_t bits) { return __popc(bits); }
 R1_DEVICE void atomic_or(int* shared, int bits) { atomicOr(shared, bits); }
+R1_DEVICE void atomic_min(int* shared, int value) { atomicMin(shared, value); }
+R1_DEVICE int atomic_add(int* shared, int value) { return atomicAdd(shared, value); }  // returns what was there
+R1_DEVICE void atomic_add(uint64_t* shared, uint64_t value) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(shared), static_cast<unsigned long long>(value));
+}
+
+// 16 bytes of global memory that nobody writes meanwhile, both places aligned.
+R1_DEVICE void load_16(void* to, const void* global) {
+    *static_cast<uint4*>(to) = __ldg(static_cast<const uint4*>(global));
+}
+
+// A product and a sum that the compiler does not fuse: the CPU twin computes the same bits.
+R1_DEVICE float multiply_rounded(float x, float y) { return __fmul_rn(x, y); }
+R1_DEVICE float add_rounded(float x, float y) { return __fadd_rn(x, y); }
 
 // Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
 R1_DEVICE void load_matrix_x4(uint32_t (&r)[4], const void* row) {
@@ -112,6 +126,7 @@ R1_DEVICE uint32_t pack<FP16>(float low, float high) {
     return out;
 }
 
+R1_DEVICE float to_float(float x) { return x; }
 R1_DEVICE float to_float(BF16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
 R1_DEVICE float to_float(FP16 x) {
     float out;

@@ -77,6 +77,14 @@ inline uint32_t match_any(int value) {
 
 inline int popcount(uint32_t bits) { return __builtin_popcount(bits); }
 inline void atomic_or(int* shared, int bits) { *shared |= bits; }
+inline void atomic_min(int* shared, int value) { *shared = value < *shared ? value : *shared; }
+inline int atomic_add(int* shared, int value) { return (*shared += value) - value; }
+inline void atomic_add(uint64_t* shared, uint64_t value) { *shared += value; }
+
+inline void load_16(void* to, const void* global) { std::memcpy(to, global, 16); }
+
+inline float multiply_rounded(float x, float y) { return x * y; }
+inline float add_rounded(float x, float y) { return x + y; }
 
 // Lane l gives the address of row l % 8 of 8x8 matrix l / 8; register m of lane l gets row l / 4, columns 2 (l % 4) and
 // the next of matrix m (of its transpose).

@@ -11,7 +11,7 @@ import pytest
 import torch
 from emulated import emulated
 
-from r1fast.ops import decode_plan, extension, kv_append, kv_copy, paged_decode, sequence_step
+from r1fast.ops import decode_plan, extension, kv_append, kv_copy, paged_decode, sample, sequence_step
 
 EMULATED = "emulated"
 BACKENDS = ("plain", "avx2", "avx512", "avx512_bf16", EMULATED)
@@ -43,7 +43,7 @@ def _emulating() -> Iterator[None]:
         getattr(emulated(), f"{op}_cuda")(params, 0)
 
     with ExitStack() as patches:
-        for module in (decode_plan, kv_append, kv_copy, paged_decode, sequence_step):
+        for module in (decode_plan, kv_append, kv_copy, paged_decode, sample, sequence_step):
             patches.enter_context(patch.object(module, "extension", emulated))
             patches.enter_context(patch.object(module, "run", run))
         yield

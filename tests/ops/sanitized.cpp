@@ -2,6 +2,7 @@
 // tests/ops/test_sanitizers.py compiles and runs it; a difference, or what a sanitizer finds, is a failure.
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -22,6 +23,7 @@
 #include "ops/kv_copy.h"
 #include "ops/paged_decode.h"
 #include "ops/sequence_step.h"
+#include "ops/sample.h"
 #include "pool/page_pool.h"
 
 using namespace r1;
@@ -183,11 +185,42 @@ struct Batch {
     }
 };
 
+// Rows with every kind of cut, a faulty one and a greedy one, each exactly as long as the vocabulary: what is drawn.
+template <class T>
+std::vector<int32_t> draw_tokens(DType dtype, int num_threads) {
+    constexpr int ROWS = 7, VOCAB = 1500, BANNED = 2;
+    std::mt19937 random{2};
+    std::vector<T> logits(ROWS * VOCAB);
+    for (T& logit : logits) logit = from_float<T>(static_cast<float>(random() % 4096) / 256 - 8);
+    logits[6 * VOCAB + 3] = from_float<T>(NAN);
+    const std::vector<float> temperature{1, 0, 0.6f, 1, 2, 0.3f, 1}, top_p{1, 1, 0.95f, 1, 0.5f, 1, 1};
+    const std::vector<float> min_p{0, 0, 0, 0.1f, 0, 0, 0};
+    const std::vector<int32_t> key(2 * ROWS, 5), index(ROWS, 1), position{0, 1, 2, 3, 4, 5, 6};
+    std::vector<int32_t> top_k{0, 0, 0, 0, 40, 1000, 0};
+    std::vector<int32_t> banned(ROWS * BANNED, -1), token(ROWS), status(ROWS);
+    std::vector<float> logp(ROWS), log_kept_mass(ROWS), entropy(ROWS);
+    banned[2] = 1499, banned[3] = 0;
+    SampleParams p;
+    p.logits = logits.data(), p.temperature = temperature.data(), p.top_k = top_k.data(), p.top_p = top_p.data();
+    p.min_p = min_p.data(), p.key = key.data(), p.sample_index = index.data(), p.position = position.data();
+    p.banned = banned.data(), p.token = token.data(), p.logp = logp.data(), p.log_kept_mass = log_kept_mass.data();
+    p.entropy = entropy.data(), p.status = status.data(), p.row_stride = VOCAB, p.num_rows = ROWS, p.vocab = VOCAB;
+    p.num_banned = BANNED, p.dtype = static_cast<int32_t>(dtype);
+    sample_cpu(p, num_threads);
+    EXPECT(status[5] == SAMPLE_OK && status[6] == SAMPLE_BAD_LOGIT && token[6] == -1);
+    top_k[0] = -1;
+    expect_throw<std::invalid_argument>([&] { sample_cpu(p, num_threads); });
+    return token;
+}
+
 template <class T>
 void run_twins(DType dtype) {
+    select_isa("plain");
+    const std::vector<int32_t> tokens = draw_tokens<T>(dtype, 1);
     for (Isa isa : compiled_isas()) {
         if (isa > best_isa()) continue;
         select_isa(name_of(isa));
+        EXPECT(draw_tokens<T>(dtype, THREADS) == tokens);
         for (int head_dim : {64, 80, 256}) {
             Batch<T> one(head_dim), several(head_dim);
             one.append(dtype, 1), several.append(dtype, THREADS);

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
+#include "cpu/sample_tiles.h"
 #include "ops/attention_merge.h"
 #include "ops/kv_append.h"
 #include "ops/paged_decode.h"
@@ -14,6 +15,13 @@
     void decode_work(const PagedDecodeParams& params, int64_t number);                          \
     void merge_rows(const AttentionMergeParams& params, int64_t begin, int64_t end);            \
     void split_columns(const SplitProductParams& params, int64_t block, uint32_t* scratch);     \
+    /* Largest logit of each tile; false where one is NaN or +inf. */                           \
+    bool sample_maxima(const SampleTiles& tiles);                                               \
+    /* Mass of each tile; the sum of weight times log2 weight over the row. */                  \
+    int64_t sample_masses(const SampleTiles& tiles);                                            \
+    /* Tokens with a logit of at least `least`, ascending; how many. */                         \
+    int sample_candidates(const SampleTiles& tiles, int first_tile, int end_tile, float least,  \
+                          SampleCandidate* found);                                              \
     }
 
 namespace r1 {
