@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,25 @@ def kv_append(
     Raises ValueError for what does not fit; for a slot beyond the pages or a position beyond `cosine_ND` on the CPU
     only: on CUDA such a token is written nowhere, or rotated by the last position, because looking would synchronise.
     """
+    params = kv_append_params(
+        key_TKD, value_TKD, key_pages, value_pages, slot_T, query_THD, query_out_THD, position_T, treatment
+    )
+    if params.num_tokens:
+        run("kv_append", params, key_pages)
+
+
+def kv_append_params(
+    key_TKD: Tensor,
+    value_TKD: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    slot_T: Tensor,
+    query_THD: Tensor | None = None,
+    query_out_THD: Tensor | None = None,
+    position_T: Tensor | None = None,
+    treatment: HeadTreatment = NOTHING,
+) -> Any:
+    """What the extension's kv_append takes, checked."""
     num_pages, num_kv_heads, head_dim = check_pages(key_pages, value_pages)
     num_tokens, device, dtype = key_TKD.shape[0], key_pages.device, key_pages.dtype
     for name, tensor in (("key_TKD", key_TKD), ("value_TKD", value_TKD)):
@@ -110,8 +130,7 @@ def kv_append(
     if query_THD is not None and query_out_THD is not None:
         params.query_token_stride, params.query_head_stride, _ = query_THD.stride()
         params.query_out_token_stride, params.query_out_head_stride, _ = query_out_THD.stride()
-    if num_tokens:
-        run("kv_append", params, key_pages)
+    return params
 
 
 def _check_treatment(treatment: HeadTreatment, num_heads: int, num_kv_heads: int, head_dim: int, like: Tensor) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,20 @@ def paged_decode(
     segment in order, of which those that its length needs are read. `scale` is 1 / sqrt(D) unless given. The result of
     a (sequence, chunk) is bitwise the same in every batch. Page ids beyond P are a ValueError on the CPU.
     """
+    params = paged_decode_params(plan, query_SHD, key_pages, value_pages, suffix_pages_SM, prefix_pages_GM, scale)
+    run("paged_decode", params, key_pages)
+
+
+def paged_decode_params(
+    plan: DecodePlan,
+    query_SHD: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    suffix_pages_SM: Tensor,
+    prefix_pages_GM: Tensor,
+    scale: float | None,
+) -> Any:
+    """What the extension's paged_decode takes, checked."""
     num_pages, num_kv_heads, head_dim = check_pages(key_pages, value_pages)
     device = key_pages.device
     check_heads("query_SHD", query_SHD, (plan.num_rows, plan.num_heads, head_dim), key_pages)
@@ -51,7 +66,7 @@ def paged_decode(
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
     if not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"scale = {scale} must be positive and finite")
-    params = extension().PagedDecodeParams(
+    return extension().PagedDecodeParams(
         query=query_SHD.data_ptr(),
         key_pages=key_pages.data_ptr(),
         value_pages=value_pages.data_ptr(),
@@ -77,7 +92,6 @@ def paged_decode(
         scale=scale,
         dtype=DTYPES[key_pages.dtype],
     )
-    run("paged_decode", params, key_pages)
 
 
 @compiled_op(writes=("output_SHD", "lse_SH"))
@@ -86,13 +100,18 @@ def attention_merge(plan: DecodePlan, output_SHD: Tensor, lse_SH: Tensor | None 
 
     A row without tokens gets zeros and -inf.
     """
+    run("attention_merge", attention_merge_params(plan, output_SHD, lse_SH), output_SHD)
+
+
+def attention_merge_params(plan: DecodePlan, output_SHD: Tensor, lse_SH: Tensor | None = None) -> Any:
+    """What the extension's attention_merge takes, checked."""
     device = plan.status.device
     if output_SHD.dtype not in DTYPES or output_SHD.device != device:
         raise ValueError(f"output_SHD must be bfloat16, float16 or float32 on {device}, it is of {output_SHD.dtype}")
     check_heads("output_SHD", output_SHD, (plan.num_rows, plan.num_heads, plan.head_dim), output_SHD)
     if lse_SH is not None:
         check_tensor("lse_SH", lse_SH, torch.float32, (plan.num_rows, plan.num_heads), device)
-    params = extension().AttentionMergeParams(
+    return extension().AttentionMergeParams(
         partial_output=plan.partial_output.data_ptr(),
         partial_lse=plan.partial_lse.data_ptr(),
         partial_begin=plan.partial_begin.data_ptr(),
@@ -105,4 +124,3 @@ def attention_merge(plan: DecodePlan, output_SHD: Tensor, lse_SH: Tensor | None 
         head_dim=plan.head_dim,
         dtype=DTYPES[output_SHD.dtype],
     )
-    run("attention_merge", params, output_SHD)

@@ -1,8 +1,8 @@
 """Draws one token for each row of logits: temperature, banned tokens, top-k, top-p, min-p; random numbers by counter.
 
-The tokens are in vocabulary order and the random number is that of `r1fast.sampling.uniforms`. Weights are summed as
-integers of 2^-43 of the largest, so that a row's result is bitwise the same in any batch, on any number of threads and
-by any instruction set.
+The tokens are in vocabulary order and the random number is Philox-4x32-10's (r1fast/sampling.py). Weights are summed
+as integers of 2^-43 of the largest, so that a row's result is bitwise the same in any batch, on any number of threads
+and by any instruction set.
 """
 
 # R rows, V vocab, B banned tokens
@@ -19,9 +19,10 @@ from r1fast.ops.extension import INSTALL_CUDA, cuda_targets, extension
 from r1fast.ops.run import run
 
 MAX_VOCAB = 1 << 20
+NOTHING_TO_DRAW = 2
 FAULTS = {
     1: "a logit is NaN or +inf",
-    2: "no token can be drawn: each is -inf or banned",
+    NOTHING_TO_DRAW: "no token can be drawn: each is -inf or banned",
     4: "temperature, top_k, top_p, min_p or a banned token is out of range",
 }
 
@@ -55,6 +56,11 @@ class Drawn:
             entropy_R=column(torch.float32),
             status_R=column(torch.int32),
         )
+
+    def rows(self, first: int, count: int) -> Drawn:
+        """Views of some rows."""
+        columns = {name: column[first : first + count] for name, column in vars(self).items()}
+        return Drawn(**columns)
 
     def check(self) -> None:
         """Raises ValueError that names the faulty rows. On CUDA it waits for the device."""
