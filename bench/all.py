@@ -1,7 +1,8 @@
-"""Every kernel bench, one command: `python -m bench.all --json FILE [--quick] [--only linear_grpo ...]`.
+"""Kernel benches and rollouts, one command: `python -m bench.all --json FILE [--quick] [--only linear_grpo ...]`.
 
 Each bench runs in a process of its own with a share of the time; what one has measured is in FILE after each of its
-cases, also where it is stopped, hangs or dies. On a GPU all of it takes less than ten minutes. Ends with one JSON line.
+cases, also where it is stopped, hangs or dies. On a GPU the kernels take less than ten minutes together, the rollouts
+half an hour; on a CPU each an hour or so. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -30,12 +31,18 @@ BENCHES = {
     "paged_decode": 0.07,
     "sample": 0.07,
 }
+ROLLOUT = "rollout"  # whole processes: it has a budget of its own, and options
+ROLLOUT_BUDGET_S = 1500.0
 GRACE_S = 25  # what a bench may take beyond its share: the case that is under way, the start
+LONG_GRACE_S = 50 * GRACE_S  # on a CPU, and for rollouts
 
 
 def arguments() -> argparse.Namespace:
     found = parser(__doc__)
-    found.add_argument("--only", nargs="+", default=list(BENCHES), choices=list(BENCHES), help="some of the benches")
+    names = [*BENCHES, ROLLOUT]
+    found.add_argument("--only", nargs="+", default=names, choices=names, help="some of the benches")
+    found.add_argument("--model", default="", metavar="DIR", help="of the rollouts on a CPU")
+    found.add_argument("--vllm-python", default="", metavar="FILE", help="that the rollouts are compared with")
     found.set_defaults(budget_s=450.0 if torch.cuda.is_available() else 3600.0)
     found.set_defaults(case_s=6.0 if torch.cuda.is_available() else 60.0)
     return found.parse_args()
@@ -43,14 +50,19 @@ def arguments() -> argparse.Namespace:
 
 def run(name: str, options: argparse.Namespace, path: Path) -> dict[str, Any]:
     """One bench: its record, with how it ended where that was not well."""
-    share = BENCHES[name] / sum(BENCHES[other] for other in options.only)
-    budget_s = options.budget_s * share
+    whole = name == ROLLOUT
+    budget_s = ROLLOUT_BUDGET_S
+    if not whole:
+        budget_s = options.budget_s * BENCHES[name] / sum(BENCHES.get(other, 0.0) for other in options.only)
     command = [sys.executable, "-m", f"bench.bench_{name}", "--json", str(path), "--budget-s", f"{budget_s:.0f}"]
     command += ["--case-s", str(options.case_s), "--kinds", *options.kinds, "--threads", *map(str, options.threads)]
     command += [f"--{flag}" for flag in ("quick", "tiny") if getattr(options, flag)]
     command += ["--no-line", *(["--no-memory"] if options.no_memory else [])]
     command += ["--rounds", str(options.rounds)] if options.rounds else []
-    limit_s = budget_s + (GRACE_S if torch.cuda.is_available() else 50 * GRACE_S)
+    for flag in ("model", "vllm_python") if whole else ():
+        value = getattr(options, flag)
+        command += [f"--{flag.replace('_', '-')}", value] if value else []
+    limit_s = budget_s + (GRACE_S if torch.cuda.is_available() and not whole else LONG_GRACE_S)
     root = Path(__file__).resolve().parent.parent
     ended = ""
     try:

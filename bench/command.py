@@ -56,8 +56,12 @@ def settings_of(options: argparse.Namespace, threads: int) -> Settings:
 
 
 def main(module: str, cases: Cases) -> None:
+    """Run a bench that has no options of its own."""
+    run(module, cases, parser(sys.modules["__main__"].__doc__).parse_args())
+
+
+def run(module: str, cases: Cases, options: argparse.Namespace) -> None:
     """Run a bench. Exits with 1 where one of our kernels is wrong."""
-    options = parser(sys.modules["__main__"].__doc__).parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a table is seen when it is done, in a file too
     console = Console(width=None if sys.stdout.isatty() else 150)
@@ -89,7 +93,7 @@ def run_case(module: str, case: Case, settings: Settings, console: Console, *, l
     """What a case gave, as it is written; a case that comes after the budget says so."""
     threads = {"threads": settings.threads} if settings.device == "cpu" else {}
     found: Record = {"label": case.label, "shape": case.shape, "dtype": case.dtype, **threads}
-    found |= {"flops": case.flops, "bytes": case.num_bytes}
+    found |= {"flops": case.flops, "bytes": case.num_bytes} | ({"tokens": case.tokens} if case.tokens else {})
     if left_s <= 0:
         console.print(f"{case.label}: left out, the budget is used up")
         return found | {"left_out": "the budget was used up"}
@@ -127,10 +131,11 @@ def table(found: Record) -> Table:
     threads = f", {found['threads']} thread(s)" if "threads" in found else ""
     about = f"{found['flops'] / 1e9:,.1f} GFLOP, {found['bytes'] / MIB:,.1f} MiB at least"
     shown = Table(title=f"{found['label']}{threads} ({about})", title_justify="left")
-    for name in ("variant", "time", "least-most", "x ours", "% of ceiling", "extra MiB", "scratch", "error", "status"):
+    whole = "tokens" in found  # a case of whole processes: tokens a second and their peaks stand for memory and errors
+    memory = ("tokens/s", "peak MiB") if whole else ("% of ceiling", "extra MiB", "scratch", "error")
+    for name in ("variant", "time", "least-most", "x ours", *memory, "status"):
         shown.add_column(name, justify="left" if name in ("variant", "status") else "right", overflow="fold")
     for row in found["rows"]:
-        errors = row.get("errors") or {}
         status = row["status"] if row["status"] != "ok" else ""
         if row.get("launches") is not None:
             status = f"{status} {row['launches']} launch(es)".strip()
@@ -139,13 +144,27 @@ def table(found: Record) -> Table:
             duration(row.get("median_s")),
             f"{duration(row['least_s'])}-{duration(row['most_s'])}" if "least_s" in row else "",
             f"{row['over_own']:.2f}" if "over_own" in row else "",
-            f"{100 * row['of_ceiling']:.0f}" if "of_ceiling" in row else "",
-            f"{row['extra_bytes'] / MIB:,.0f}" if "extra_bytes" in row else "",
-            f"{row['scratch_bytes'] / MIB:,.0f}" if "scratch_bytes" in row else "",
-            f"{max(errors.values()):.1e}" if errors else "",
+            *(_of_processes(row) if whole else _of_kernels(row)),
             "; ".join(part for part in (status, row["note"]) if part),
         )
     return shown
+
+
+def _of_processes(row: Record) -> tuple[str, ...]:
+    return (
+        f"{row['tokens_per_s']:,.0f}" if "tokens_per_s" in row else "",
+        f"{row['peak_bytes'] / MIB:,.0f}" if row.get("peak_bytes") else "",
+    )
+
+
+def _of_kernels(row: Record) -> tuple[str, ...]:
+    errors = row.get("errors") or {}
+    return (
+        f"{100 * row['of_ceiling']:.0f}" if "of_ceiling" in row else "",
+        f"{row['extra_bytes'] / MIB:,.0f}" if "extra_bytes" in row else "",
+        f"{row['scratch_bytes'] / MIB:,.0f}" if "scratch_bytes" in row else "",
+        f"{max(errors.values()):.1e}" if errors else "",
+    )
 
 
 def duration(seconds: float | None) -> str:
@@ -175,7 +194,8 @@ def predict(cases: Iterable[Case], console: Console) -> list[Record]:
         found.append({"label": case.label, "shape": case.shape, "flops": case.flops, "bytes": case.num_bytes})
         found[-1]["predicted_s"] = float(f"{seconds:.4g}")
         shown.add_row(case.label, f"{case.flops / 1e12:.3f}", f"{case.num_bytes / 2**30:.3f}", duration(seconds))
-    console.print(shown)
+    if found:
+        console.print(shown)
     return found
 
 

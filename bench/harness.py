@@ -44,6 +44,8 @@ class Variant:
     arm: Arm | None
     note: str = ""
     missing: str = ""
+    peak: Callable[[], int | None] | None = None
+    """Of one that works in a process of its own: most bytes resident there so far."""
 
 
 def compiled(make: Callable[[Callable[..., Any]], Callable[[], Outputs]], function: Callable[..., Any]) -> Arm:
@@ -72,6 +74,8 @@ class Work:
     tolerance: dict[str, float]
     accumulator_bytes: int = 0
     """Of the one fp32 [V, D] accumulator, which a memory figure may leave out."""
+    close: Callable[[], None] | None = None
+    """Ends the processes in which the variants work, where they do: time is wall time then, memory theirs."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ class Case:
     build: Callable[[], Work]
     figures: Callable[[Measured], list[Figure]] = field(default=lambda measured: [])
     count_launches: bool = False
+    tokens: int = 0
+    """That a run gives, where tokens a second are what it is for."""
 
 
 @dataclass(frozen=True)
@@ -145,27 +151,38 @@ def measure(module: str, case: Case, settings: Settings) -> tuple[list[dict[str,
     if settings.device == "cpu":
         torch.set_num_threads(settings.threads)
     work = case.build()
+    try:
+        return _measure(module, case, work, settings)
+    finally:
+        if work.close is not None:
+            work.close()
+        del work
+        release(settings.device)
+
+
+def _measure(module: str, case: Case, work: Work, settings: Settings) -> tuple[list[dict[str, Any]], list[Figure]]:
     variants = [variant for variant in work.variants if variant.kind in settings.kinds]
     rows = {v.name: {"variant": v.name, "kind": v.kind, "note": v.note, "status": v.missing or "ok"} for v in variants}
     ready = check(work, variants, rows)
-    for variant in ready if settings.memory else ():
-        if variant.kind != "ceiling" and (variant.kind != "compile" or settings.device == "cuda"):
+    here = [variant for variant in ready if variant.peak is None and variant.kind != "ceiling"]
+    for variant in here if settings.memory else ():
+        if variant.kind != "compile" or settings.device == "cuda":
             accumulator = work.accumulator_bytes
             memory = attempt(variant, rows, partial(_memory, module, case, variant, accumulator, settings))
             rows[variant.name] |= memory or {}
+    cuda = settings.device == "cuda" and work.close is None
     gc.collect()
     gc.disable()  # a collection in the middle of a round would be one variant's time
     try:
-        samples = _time(ready, rows, settings)
+        samples = _time(ready, rows, settings, cuda)
     finally:
         gc.enable()
     if case.count_launches and settings.device == "cuda":
         for variant in ready:
             rows[variant.name]["launches"] = _launches(variant)
     # With one thread process time is the variant's own, whatever else the machine does.
-    clock = int(settings.device == "cpu" and settings.threads == 1)
+    clock = int(settings.device == "cpu" and settings.threads == 1 and work.close is None)
     measured = Measured(rows, {name: [pair[clock] for pair in pairs] for name, pairs in samples.items()})
-    cuda = settings.device == "cuda"
     ceiling = next((v.name for v in ready if v.kind == "ceiling"), None)
     own = next((v.name for v in ready if v.kind == "own"), None)
     for name, pairs in samples.items():
@@ -178,10 +195,12 @@ def measure(module: str, case: Case, settings: Settings) -> tuple[list[dict[str,
             rows[name]["over_own"] = measured.ratio(name, own)
         if ceiling is not None:
             rows[name]["of_ceiling"] = measured.ratio(ceiling, name)
-    figures = case.figures(measured)
-    del work, variants, ready
-    release(settings.device)
-    return list(rows.values()), figures
+        if case.tokens:
+            rows[name]["tokens_per_s"] = case.tokens / rows[name]["median_s"]
+    for variant in ready if settings.memory else ():
+        if variant.peak is not None:
+            rows[variant.name]["peak_bytes"] = variant.peak()
+    return list(rows.values()), case.figures(measured)
 
 
 def release(device: str) -> None:
@@ -271,11 +290,11 @@ def _memory(module: str, case: Case, variant: Variant, accumulator: int, setting
 
 
 def _time(
-    variants: list[Variant], rows: dict[str, dict[str, Any]], settings: Settings
+    variants: list[Variant], rows: dict[str, dict[str, Any]], settings: Settings, on_gpu: bool
 ) -> dict[str, list[tuple[float, float]]]:
     """Wall (or GPU) and process seconds of every round by variant; a variant that fails leaves with its error."""
     samples: dict[str, list[tuple[float, float]]] = {variant.name: [] for variant in variants}
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda") if settings.device == "cuda" else None
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda") if on_gpu else None
     running, start = list(variants), time.perf_counter()
     warm = 2 if flush is not None else 0  # rounds that do not count: clocks and caching allocators settle
     for turn in range(max(LEAST_ROUNDS, settings.rounds) + warm):
