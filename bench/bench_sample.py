@@ -1,4 +1,4 @@
-"""`sample`: one token for each row of logits, against r1fast.sampling.draw, which does the same in torch and NumPy.
+"""`sample`: one token for each row of logits, against a sampler that does the same in torch and NumPy.
 
 Bytes, the least: the logits once; the ceiling is a copy that moves as many. `nucleus` is temperature 0.6 with top-p
 0.95, `plain` cuts nothing. `python -m bench.bench_sample [--quick] [--threads 1 2] [--json FILE]`.
@@ -19,10 +19,11 @@ from torch import Tensor
 from bench.command import main
 from bench.harness import Case, Figure, Measured, Outputs, Variant, Work, plain
 from bench.heads import LOGIT_STD
+from bench.torch_sampler import Draw, draw, uniforms
 from r1fast.ops.sample import Drawn, sample
-from r1fast.sampling import Draw, Sampling, draw, philox_key, uniforms
+from r1fast.sampling import Sampling, philox_key
 
-OWN, TORCH, COPY = "sample", "r1fast.sampling.draw", "copy of as many bytes"
+OWN, TORCH, COPY = "sample", "torch and NumPy", "copy of as many bytes"
 CHUNK_ROWS = 16  # in float64 at once
 SPEEDUP = {"plain": 2.5, "nucleus": 5.0}  # over the torch sampler
 MOST_MS = {"cpu": 2.0, "cuda": 0.2}  # at 32 x 49152 and at 512 x 151936
@@ -118,7 +119,7 @@ def reference(logits: Tensor, uniform: Tensor, shape: Shape) -> Outputs:
 
 def figures(measured: Measured, shape: Shape, device: str) -> list[Figure]:
     ratio = measured.ratio(TORCH, OWN)
-    found = [Figure("times faster than r1fast.sampling.draw", ratio, SPEEDUP[shape.kind], at_least=True)]
+    found = [Figure("times faster than torch and NumPy", ratio, SPEEDUP[shape.kind], at_least=True)]
     if shape.rows == (32 if device == "cpu" else 512):
         seconds = measured.value(OWN, "median_s")
         found.append(Figure("milliseconds", None if seconds is None else 1e3 * seconds, MOST_MS[device]))

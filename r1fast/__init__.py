@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from r1fast.metrics import read_metrics
     from r1fast.policy import Policy
     from r1fast.records import Prompt, Rollout, ScoredRollout
-    from r1fast.rollout import RolloutEngine
+    from r1fast.rollout.engine import RolloutEngine
     from r1fast.sampling import Sampling
     from r1fast.scorer import Scorer
     from r1fast.train import main
@@ -45,7 +45,7 @@ _HOMES = {
     "PolicyLoss": "r1fast.kernels.grpo_loss",
     "Prompt": "r1fast.records",
     "Rollout": "r1fast.records",
-    "RolloutEngine": "r1fast.rollout",
+    "RolloutEngine": "r1fast.rollout.engine",
     "Sampling": "r1fast.sampling",
     "ScoredRollout": "r1fast.records",
     "Scorer": "r1fast.scorer",

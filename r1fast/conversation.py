@@ -10,7 +10,7 @@ from typing import Any, Literal
 from r1fast.policy import Policy
 from r1fast.records import Prompt
 from r1fast.rewards.response import END_THINK, TAGS, THINK, parse_response
-from r1fast.rollout import RolloutEngine
+from r1fast.rollout.engine import RolloutEngine
 from r1fast.sampling import Sampling
 from r1fast.templates import render_messages, response_prefix
 

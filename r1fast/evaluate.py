@@ -14,7 +14,7 @@ from r1fast.metrics import ratios
 from r1fast.readings import Sums, sample_sums
 from r1fast.records import Prompt, ScoredRollout
 from r1fast.rewards.response import parse_response, response_text
-from r1fast.rollout import RolloutEngine
+from r1fast.rollout.engine import RolloutEngine
 from r1fast.sampling import Sampling
 from r1fast.scorer import ModelReward, Scorer
 

@@ -15,7 +15,7 @@ from r1fast.context import RunContext, write_json
 from r1fast.evaluate import dev_reading
 from r1fast.memory import PeakMemory
 from r1fast.report.page import write_report
-from r1fast.rollout import RolloutEngine
+from r1fast.rollout.engine import RolloutEngine
 from r1fast.stages.cold_start import run_cold_start
 from r1fast.stages.evaluation import run_evaluation
 from r1fast.stages.rejection import run_rejection

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 LENGTH_SHARE = 0.5  # of max_tokens, the completion that times assume
 DECODE_STEP_S_PER_LAYER = 2e-4  # host time of one layer in one decode step
 PROCESS_BYTES = 700 << 20  # Python, torch and transformers before any model
+PAGE_TOKENS = 64  # r1fast.ops.checks has it, too, and imports torch
 HEAD_BYTES = 256 << 20  # most that log-probs of a chunk of tokens hold
 
 
@@ -290,9 +291,9 @@ class _Planner:
         return length * self.size.forward_flops(length)
 
     def _kv_bytes(self, limit: int, rows: int) -> int:
-        padded = max(16, math.ceil(rows / 16) * 16)
-        length = self.prompt_tokens + limit
-        return padded * length * 2 * self.size.num_layers * self.size.kv_width * self.compute_bytes
+        """Pages of `rows` samples that are all as long as they may be, and of a prompt for each."""
+        pages = rows * (math.ceil(self.prompt_tokens / PAGE_TOKENS) + math.ceil(limit / PAGE_TOKENS))
+        return pages * PAGE_TOKENS * 2 * self.size.num_layers * self.size.kv_width * self.compute_bytes
 
     def _training_memory(self, limit: int, kv_rows: int = 0) -> tuple[tuple[str, int], ...]:
         """Masters, gradients, AdamW's two moments, the compute copy; activations or KV cache, whichever is larger."""

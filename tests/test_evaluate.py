@@ -11,7 +11,7 @@ from tiny_run import ScriptedEngine, math_prompt, open_context, save_model, scor
 from r1fast.evaluate import dev_reading, majority_is_right, read_general, read_model
 from r1fast.intervals import mean_interval
 from r1fast.records import Prompt, Rollout
-from r1fast.rollout import RolloutEngine
+from r1fast.rollout.engine import RolloutEngine
 
 
 def answers(*values: str) -> str:

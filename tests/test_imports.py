@@ -24,7 +24,7 @@ LAYERS = (
     ("pipeline",),
     ("stages",),
     ("rollout", "rewards", "scorer", "trainer"),
-    ("policy", "kv_cache", "attention"),
+    ("policy", "attention"),
     ("kernels", "ops"),
 )
 

@@ -10,8 +10,9 @@ from rich.console import Console
 from transformers import LlamaConfig
 
 from r1fast.config import Config
+from r1fast.ops import checks
 from r1fast.options import parse
-from r1fast.plan import ModelSize, Plan, Speed, StagePlan, duration, make_plan, print_plan, probe_speed
+from r1fast.plan import PAGE_TOKENS, ModelSize, Plan, Speed, StagePlan, duration, make_plan, print_plan, probe_speed
 
 TEACHER = ModelSize(
     num_params=1_013_760, vocab_size=231, hidden_size=128, intermediate_size=512, num_layers=4, kv_width=64
@@ -87,6 +88,10 @@ def test_memory_follows_the_options() -> None:
     assert saving["activations"] < large["activations"] / 2
     rl_2 = memory(stages(parse([]).config)["rl_2"])
     assert rl_2["reward models"] == 8 * params
+
+
+def test_pages_are_those_of_the_cache() -> None:
+    assert PAGE_TOKENS == checks.PAGE_TOKENS
 
 
 def test_the_kv_cache_of_long_completions_outgrows_the_activations() -> None:

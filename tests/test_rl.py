@@ -18,7 +18,7 @@ from r1fast.config import Config
 from r1fast.context import RunContext, read_lines
 from r1fast.metrics import read_metrics
 from r1fast.records import Batch, Prompt, Rollout, ScoredRollout
-from r1fast.rollout import RolloutEngine
+from r1fast.rollout.engine import RolloutEngine
 from r1fast.stages import rl
 from r1fast.stages.rl import MAX_REFILLS, RLLoop, as_sequence, run_rl, with_variance
 from r1fast.stop import Stopped

@@ -21,7 +21,7 @@ from r1fast.start import open_run
 from r1fast.tiny.pretrain import Size, build_model
 from r1fast.tiny.tokenizer import build_tokenizer
 
-SMALL = Size(layers=2, hidden=32, steps=10, lr=1e-2)
+SMALL = Size(layers=2, hidden=64, steps=10, lr=1e-2)
 
 
 def save_model(directory: Path, seed: int = 0) -> Path:

@@ -22,7 +22,7 @@ from r1fast.policy import Policy
 from r1fast.preflight import check_input, roots, space_needed
 from r1fast.readings import group_sums, sample_sums
 from r1fast.records import Prompt
-from r1fast.rollout import RolloutEngine
+from r1fast.rollout.engine import RolloutEngine
 from r1fast.run_dir import lock_holder, unfinished_stages
 from r1fast.sampling import Sampling
 from r1fast.schedule import Schedule, at

@@ -8,7 +8,7 @@ from r1fast.context import RunContext
 from r1fast.records import ScoredRollout
 from r1fast.rewards.language import language_share
 from r1fast.rewards.response import parse_response, response_text
-from r1fast.rollout import RolloutEngine
+from r1fast.rollout.engine import RolloutEngine
 from r1fast.sampling import Sampling
 from r1fast.source import Example
 from r1fast.stages.harvest import Harvest, write_examples

@@ -10,7 +10,7 @@ from r1fast.evaluate import Reading, read_general, read_model
 from r1fast.intervals import paired_difference
 from r1fast.policy import Policy
 from r1fast.progress import Progress
-from r1fast.rollout import RolloutEngine
+from r1fast.rollout.engine import RolloutEngine
 from r1fast.samples import Decoder, sample_row
 from r1fast.stages.reward_models import KINDS, load_model_rewards
 

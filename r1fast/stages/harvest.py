@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from r1fast.context import RunContext, write_lines
 from r1fast.progress import Progress
 from r1fast.records import Prompt, ScoredRollout
-from r1fast.rollout import RolloutEngine
+from r1fast.rollout.engine import RolloutEngine
 from r1fast.sampling import Sampling
 from r1fast.scorer import Scorer
 from r1fast.source import Example

@@ -10,7 +10,7 @@ from r1fast.policy import Policy
 from r1fast.readings import chain_words
 from r1fast.records import ScoredRollout
 from r1fast.rewards.response import parse_response, response_text
-from r1fast.rollout import RolloutEngine
+from r1fast.rollout.engine import RolloutEngine
 from r1fast.sampling import Sampling
 from r1fast.source import Example
 from r1fast.stages.cold_start import repeats

@@ -23,7 +23,7 @@ from r1fast.policy import Policy
 from r1fast.progress import Progress
 from r1fast.readings import Sums, group_sums, sample_sums
 from r1fast.records import Batch, Prompt, ScoredRollout, Sequence
-from r1fast.rollout import RolloutEngine
+from r1fast.rollout.engine import RolloutEngine
 from r1fast.samples import pick_groups
 from r1fast.sampling import Sampling
 from r1fast.schedule import at, with_warmup

@@ -12,8 +12,8 @@ import torch
 from backends import using
 from torch import Tensor
 
+from bench.torch_sampler import uniforms
 from r1fast.ops.sample import Drawn, sample
-from r1fast.sampling import uniforms
 
 KEY = (0x89ABCDEF, 0xFEDCBA98)  # above 2^31: int32 holds their bits
 Array = npt.NDArray[np.float64]

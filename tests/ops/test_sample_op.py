@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bench.torch_sampler import draw
 from r1fast.ops.sample import MAX_VOCAB, Drawn, sample
-from r1fast.sampling import Sampling, draw
+from r1fast.sampling import Sampling
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -1,0 +1,165 @@
+"""The rollout engine: groups of completions from the policy's own parameters, on a paged cache that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from r1fast.memory import available_bytes
+from r1fast.ops.checks import PAGE_TOKENS
+from r1fast.ops.page_pool import PagePool, PageTables
+from r1fast.policy import Policy
+from r1fast.records import Prompt, Rollout
+from r1fast.rollout.batch import DecodeBatch, padded
+from r1fast.rollout.call import Call
+from r1fast.rollout.generation import Generation
+from r1fast.rollout.head import Head
+from r1fast.rollout.packed_linears import packed_linears
+from r1fast.rollout.page_store import CacheShape, PageStore
+from r1fast.sampling import Sampling
+
+FREE_SHARE = 0.5  # of the memory that is free; activations, logits and the trainer want the rest
+
+
+class RolloutEngine:
+    """Generates with at most `rows` sequences at a time; `seed` is the run's.
+
+    `cache_bytes`: most memory of the paged cache (None: what a call can use at most, within half of what is free now).
+    Sequences that find no room wait on the host. The weights are the trainer's own: nothing is copied, and a call uses
+    them as they are.
+    """
+
+    def __init__(self, policy: Policy, *, rows: int, seed: int, cache_bytes: int | None = None) -> None:
+        if rows < 1:
+            raise ValueError(f"rows must be at least 1, got {rows}; set rl.rollout_rows to what memory allows")
+        self.policy = policy
+        self.rows = rows
+        self.seed = seed
+        self.shape = CacheShape.of(policy)
+        if cache_bytes is not None and cache_bytes < 2 * self.shape.page_bytes:
+            raise ValueError(
+                f"cache_bytes = {cache_bytes:,} must hold 2 pages at least, {2 * self.shape.page_bytes:,} bytes"
+            )
+        self.cache_bytes = cache_bytes
+        self.store: PageStore | None = None
+        self._busy = False
+
+    def generate(
+        self, prompts: list[Prompt], group_size: int, sampling: Sampling, *, max_tokens: Sequence[int] | None = None
+    ) -> list[Rollout]:
+        """`group_size` completions of every prompt: all of the first prompt's, then all of the second's, and so on.
+
+        A sample depends on the parameters, `sampling` and its key (seed, stage, visit, prompt id, sample index), and
+        not on what else is in the call. `max_tokens`: one for each sample, in place of sampling.max_tokens. Raises
+        ValueError for prompts that are empty, repeated or too long for the model or the cache, and FloatingPointError
+        when the model's logits are not finite.
+        """
+        place = {prompt.id: index for index, prompt in enumerate(prompts)}
+        groups = {place[group[0].prompt.id]: group for group in self.groups(prompts, group_size, sampling, max_tokens)}
+        return [rollout for index in sorted(groups) for rollout in groups[index]]
+
+    @torch.no_grad()
+    def groups(
+        self, prompts: list[Prompt], group_size: int, sampling: Sampling, max_tokens: Sequence[int] | None = None
+    ) -> Iterator[list[Rollout]]:
+        """The groups of `generate`, each as soon as its last sample has ended; raises like it.
+
+        Close it (or use it up) before the next call, and before the weights change: RuntimeError otherwise.
+        """
+        if not prompts:
+            return
+        generation = self._begin(prompts, group_size, sampling, max_tokens)
+        try:
+            with packed_linears(self.policy.module.base_model):
+                while generation.unfinished:
+                    generation.advance()
+                    yield from generation.completions.take_finished()
+                    generation.completions.check_version()
+        finally:
+            generation.close()
+            self._busy = False
+
+    @torch.no_grad()
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[int]:
+        """The token ids of `generate([prompt], 1, sampling)`, each as soon as it is drawn; raises like it."""
+        generation = self._begin([prompt], 1, sampling, None)
+        shown = 0
+        try:
+            while generation.unfinished:
+                generation.advance(steps=1)
+                token_ids = generation.tokens_of(0)
+                yield from token_ids[shown:]
+                shown = len(token_ids)
+        finally:
+            generation.close()
+            self._busy = False
+
+    def sleep(self) -> None:
+        """Give the cache's memory back; the next call takes it again. Nothing is cached between calls."""
+        if self._busy:
+            raise RuntimeError("a call of this engine is not used up: close() its iterator before the engine sleeps")
+        if self.store is not None:
+            self.store.sleep()
+
+    def wake(self) -> None:
+        """Take the memory back now, rather than at the next call."""
+        if self.store is not None:
+            self.store.wake()
+
+    def _begin(
+        self, prompts: list[Prompt], group_size: int, sampling: Sampling, max_tokens: Sequence[int] | None
+    ) -> Generation:
+        if group_size < 1:
+            raise ValueError(f"group_size must be at least 1, got {group_size}")
+        num_samples = len(prompts) * group_size
+        limits = [sampling.max_tokens] * num_samples if max_tokens is None else list(max_tokens)
+        if len(limits) != num_samples or min(limits) < 1:
+            raise ValueError(f"max_tokens must be {num_samples} positive numbers, one for each sample")
+        call = Call(prompts, group_size, sampling, self.seed, limits)
+        call.check(self.policy)
+        if self._busy:
+            raise RuntimeError("another call of this engine is not used up: close() its iterator, or use it up first")
+        rows = min(self.rows, num_samples)
+        store = self._store(call, rows)
+        sizes: dict[str, Any] = {
+            "num_rows": padded(rows),
+            "num_groups": rows,
+            "max_suffix_tokens": padded(call.longest_completion, PAGE_TOKENS),
+            "max_prefix_tokens": padded(call.longest_prompt, PAGE_TOKENS),
+        }
+        on_gpu = self.policy.device.type == "cuda"
+        pool = PagePool(
+            num_pages=store.num_pages,
+            num_host_pages=store.num_host_pages,
+            num_sequences=rows,
+            pinned=on_gpu,
+            **sizes,
+        )
+        tables = PageTables.allocate(**sizes, device=self.policy.device) if on_gpu else pool.tables
+        head = Head(self.policy)
+        batch = DecodeBatch(self.policy, store, tables, head, sampling, max_tokens=call.longest_completion)
+        self._busy = True
+        return Generation(self.policy, call, batch, pool, store, rows=rows)
+
+    def _store(self, call: Call, rows: int) -> PageStore:
+        """Pages for the call, on the device as many as memory allows; those of earlier calls where they suffice."""
+        wanted = call.pages_at_most(rows)
+        if self.store is None or self.store.num_pages + self.store.num_host_pages < wanted:
+            self.store = None  # first give back, then take
+            num_pages = min(wanted, self._most_bytes() // self.shape.page_bytes)
+            call.check_fits(num_pages, self.shape.page_bytes)
+            self.store = PageStore(
+                self.shape, num_pages=num_pages, num_host_pages=wanted - num_pages, device=self.policy.device
+            )
+        call.check_fits(self.store.num_pages, self.shape.page_bytes)
+        self.store.wake()
+        return self.store
+
+    def _most_bytes(self) -> int:
+        if self.cache_bytes is not None:
+            return self.cache_bytes
+        if self.policy.device.type == "cpu":
+            return int(available_bytes() * FREE_SHARE)
+        return int(torch.cuda.mem_get_info(self.policy.device)[0] * FREE_SHARE)
