@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from r1fast.ops.checks import DTYPES, check_tensor, describe, pointer
+from r1fast.ops.compiled import compiled_op
 from r1fast.ops.extension import INSTALL_CUDA, cuda_targets, extension
 from r1fast.ops.run import run
 
 MAX_VOCAB = 1 << 20
+COLUMNS = ("token_R", "logp_R", "log_kept_mass_R", "entropy_R", "status_R")  # of Drawn
 NOTHING_TO_DRAW = 2
 FAULTS = {
     1: "a logit is NaN or +inf",
@@ -75,6 +77,7 @@ class Drawn:
             raise ValueError(f"sample drew nothing for some rows: {'; '.join(found)}")
 
 
+@compiled_op(writes=tuple(f"drawn.{column}" for column in COLUMNS))
 def sample(
     logits_RV: Tensor,
     drawn: Drawn,

@@ -18,6 +18,7 @@ from r1fast.ops.compiled import compiled_op
 from r1fast.ops.decode_plan import DecodePlan, decode_plan
 from r1fast.ops.kv_append import HeadTreatment, kv_append
 from r1fast.ops.paged_decode import attention_merge, paged_decode
+from r1fast.ops.sample import Drawn, sample
 from r1fast.ops.sequence_step import Slots, sequence_step
 
 HEADS, KV_HEADS, HEAD_DIM, ROWS = 4, 2, 64, 3
@@ -30,6 +31,7 @@ class Step:
     batch: Batch
     plan: DecodePlan
     slots: Slots
+    drawn: Drawn
     treatment: HeadTreatment
     prefix_length: Tensor
     weight: Tensor
@@ -56,7 +58,7 @@ class Step:
             sine_ND=random(200, HEAD_DIM // 2).float(),
         )
         weight = random(HEADS * HEAD_DIM, (HEADS + 2 * KV_HEADS) * HEAD_DIM)
-        return cls(batch, plan, slots, treatment, torch.tensor([100], dtype=torch.int32), weight)
+        return cls(batch, plan, slots, Drawn.allocate(ROWS), treatment, torch.tensor([100], dtype=torch.int32), weight)
 
     def bits(self) -> dict[str, list[int]]:
         written = {"keys": self.batch.key_pages, "values": self.batch.value_pages}
@@ -68,7 +70,7 @@ class Step:
 
 
 def layer(step: Step, hidden: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """A whole decode step of a model with one layer, greedy. In place where the ops are: queries too."""
+    """A whole decode step of a model with one layer. In place where the ops are: queries too."""
     slots, plan = step.slots, step.plan
     decode_plan(plan, slots.suffix_length, slots.group, step.prefix_length)
     query, key, value = (hidden @ step.weight).view(ROWS, -1, HEAD_DIM).split([HEADS, KV_HEADS, KV_HEADS], dim=1)
@@ -87,8 +89,19 @@ def layer(step: Step, hidden: Tensor, keys: Tensor, values: Tensor) -> tuple[Ten
     output, lse = torch.empty_like(query), torch.empty(ROWS, HEADS)
     attention_merge(plan, output, lse)
     logits = output.flatten(1).float()
-    token = logits.argmax(1).int()
-    sequence_step(slots, token, logits.amax(1), lse[:, 0].contiguous(), lse[:, 1].contiguous(), torch.zeros_like(token))
+    drawn, ones, none = step.drawn, torch.ones(ROWS), torch.zeros(ROWS)
+    sample(
+        logits,
+        drawn,
+        temperature_R=ones,
+        top_k_R=none.int(),
+        top_p_R=ones * 0.9,
+        min_p_R=none,
+        key_R2=slots.key,
+        sample_index_R=slots.sample_index,
+        position_R=slots.num_generated,
+    )
+    sequence_step(slots, drawn.token_R, drawn.logp_R, drawn.log_kept_mass_R, drawn.entropy_R, drawn.status_R)
     return output * 2, lse + 1
 
 
@@ -165,7 +178,9 @@ def test_what_is_written_must_be_an_argument() -> None:
         def wrong(x: Tensor) -> None: ...
 
 
-@pytest.mark.parametrize("op", ["kv_append", "decode_plan", "paged_decode", "attention_merge", "sequence_step"])
+@pytest.mark.parametrize(
+    "op", ["kv_append", "decode_plan", "paged_decode", "attention_merge", "sample", "sequence_step"]
+)
 def test_every_buffer_that_an_op_changes_is_named(op: str) -> None:
     """PyTorch's own check: an op writes to what its schema says, and to nothing else."""
     step = Step.make()
@@ -183,6 +198,7 @@ def test_every_buffer_that_an_op_changes_is_named(op: str) -> None:
         "decode_plan": (step.plan, slots.suffix_length, slots.group, step.prefix_length),
         "paged_decode": (step.plan, batch.query, *pages, batch.suffix_pages, batch.prefix_pages, None),
         "attention_merge": (step.plan, query, torch.zeros(ROWS, HEADS)),
+        "sample": (query[:, 0], step.drawn, numbers, words, numbers, numbers * 0, slots.key, words, words, None),
         "sequence_step": (slots, words + 9, numbers, numbers * 2, numbers * 3, words),
     }
     flat = []
