@@ -55,7 +55,7 @@ def new_model(directory: Path) -> RewardModel:
 
 
 def test_it_learns_trivial_preferences(directory: Path, tmp_path: Path) -> None:
-    config = tiny_config(directory, reward_model__steps=30, reward_model__batch_size=16, reward_model__lr=1e-2)
+    config = tiny_config(directory, reward_model__steps=30, reward_model__batch_size=16, reward_model__lr=5e-3)
     helpful, safe = new_model(directory), new_model(directory)
     assert pair_accuracy(helpful, PAIRS) == 0.0  # ties are no hits
     with open_context(config, tmp_path) as context:
