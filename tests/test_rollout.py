@@ -12,7 +12,7 @@ from torch import Tensor
 from r1fast.attention import PackedContext
 from r1fast.policy import Policy
 from r1fast.records import Prompt, Rollout
-from r1fast.rollout import generation
+from r1fast.rollout import engine_calls, generation
 from r1fast.rollout.engine import RolloutEngine
 from r1fast.sampling import Sampling
 from tests.tiny_model import EOS, NUM_VOCAB, tiny_policy
@@ -130,7 +130,7 @@ def test_small_blocks_and_prefills_change_nothing(policy: Policy, monkeypatch: p
     prompts = _prompts(6)
     reference = _generate(policy, prompts, 4, _sampling(40))
     monkeypatch.setattr(generation, "PREFILL_TOKENS", 20)
-    monkeypatch.setattr(generation, "LOOK_EVERY", 3)
+    monkeypatch.setattr(engine_calls, "LOOK_EVERY", 3)
     for one, other in zip(_generate(policy, prompts, 4, _sampling(40), rows=12), reference, strict=True):
         _assert_same(one, other)
 

@@ -16,7 +16,7 @@ from r1fast.ops.page_pool import PageMoves, PagePool
 from r1fast.policy import Policy
 from r1fast.records import Prompt, Rollout
 from r1fast.rollout import engine as engine_module
-from r1fast.rollout import generation
+from r1fast.rollout import engine_calls, generation
 from r1fast.rollout.batch import DecodeBatch
 from r1fast.rollout.call import Call
 from r1fast.rollout.completions import Completions
@@ -218,6 +218,26 @@ def test_an_exception_in_mid_generation(
     assert _numbers(engine.generate(prompts, 4, sampling)) == reference
 
 
+def test_a_group_that_ends_in_the_step_that_fails_is_not_lost(
+    policy: Policy, pools: list[PagePool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, whole = Completions.add, []
+
+    def fail(self: Completions, sample: int, ended: Any) -> None:
+        real(self, sample, ended)
+        if not self._missing[sample // 4]:
+            whole.append(sample // 4)
+            raise MemoryError("after a group's last sample")
+
+    monkeypatch.setattr(Completions, "add", fail)
+    groups = RolloutEngine(policy, rows=8, seed=0).groups(_prompts(6, 5, 90), 4, _sampling(30))
+    finished = [next(groups)]
+    with pytest.raises(MemoryError, match="last sample"):
+        next(groups)
+    assert [int(group[0].prompt.id[1:]) for group in finished] == whole
+    assert all(map(_is_empty, pools))
+
+
 def test_a_poisoned_row_names_prompt_and_token(pools: list[PagePool]) -> None:
     policy = tiny_policy()
     with torch.no_grad():  # the token that one prompt alone has
@@ -266,7 +286,7 @@ def test_pages_in_use_are_the_tokens_and_a_page_a_segment(
 def test_rows_that_end_early_hold_a_few_tokens_room_more(fills: list[tuple[int, int, int]]) -> None:
     prompts = _prompts(10, 1, 90)
     RolloutEngine(tiny_policy(), rows=16, seed=0).generate(prompts, 6, _sampling(200))
-    ahead = generation.LOOK_EVERY + 1  # reserved before the host looked, which it did sooner
+    ahead = engine_calls.LOOK_EVERY + 1  # reserved before the host looked, which it did sooner
     assert all(used <= tokens + (PAGE_TOKENS + ahead) * segments for used, tokens, segments in fills)
     assert sum(used for used, _, _ in fills) <= sum(tokens + PAGE_TOKENS * segments for _, tokens, segments in fills)
 
@@ -331,7 +351,7 @@ def test_a_thousand_calls_leave_nothing_behind() -> None:
 def _soak(num_calls: int, monkeypatch: pytest.MonkeyPatch, pools: list[PagePool]) -> None:
     """Random calls, sleeps, updates and broken-off calls of one engine; its memory does not grow."""
     policy = tiny_policy()
-    monkeypatch.setattr(generation, "LOOK_EVERY", 4)
+    monkeypatch.setattr(engine_calls, "LOOK_EVERY", 4)
     page_bytes = RolloutEngine(policy, rows=4, seed=0).shape.page_bytes
     engine = RolloutEngine(policy, rows=12, seed=0, cache_bytes=9 * page_bytes)
     chance = random.Random(0)

@@ -9,7 +9,7 @@ import torch
 
 from r1fast.policy import Policy
 from r1fast.records import Prompt, Rollout
-from r1fast.rollout import generation
+from r1fast.rollout import engine_calls
 from r1fast.rollout.engine import RolloutEngine
 from r1fast.sampling import Sampling
 from tests.tiny_model import EOS, NUM_VOCAB, tiny_policy
@@ -65,7 +65,7 @@ def test_nothing_ends_before_min_tokens(policy: Policy, min_tokens: int) -> None
 
 @pytest.mark.parametrize("look_every", [1, 3, 8, 50])
 def test_a_stop_string_cuts_exactly(policy: Policy, monkeypatch: pytest.MonkeyPatch, look_every: int) -> None:
-    monkeypatch.setattr(generation, "LOOK_EVERY", look_every)
+    monkeypatch.setattr(engine_calls, "LOOK_EVERY", look_every)
     stop = ("w71", "w33 w", " w12 w")
     stopped = 0
     for rollout, whole in zip(_generate(policy, stop=stop), _generate(policy), strict=True):

@@ -69,6 +69,7 @@ class DecodeBatch:
             device=device,
         )
         self.graphs = StepGraphs(device) if cuda_graphs and device.type == "cuda" else None
+        self.head: Head | None = None
         self._weights: tuple[int, ...] = ()
         self._buckets: dict[int, _Bucket] = {}
 
@@ -89,7 +90,7 @@ class DecodeBatch:
 
     def forget_weights(self) -> None:
         """After a call: a CPU's head has a copy of them, which is as large and soon out of date."""
-        vars(self).pop("head", None)
+        self.head = None
 
     def rows_for(self, count: int) -> int:
         """Rows that a step for the first `count` rows takes."""
@@ -113,11 +114,15 @@ class DecodeBatch:
         slots, plan = bucket.slots, bucket.context.plan
         decode_plan(plan, slots.suffix_length, slots.group, self.tables.prefix_length_G)
         hidden_BD = self.backbone(slots.token[:, None], slots.position[:, None], bucket.context)[:, 0]
-        self._draw(self.head.logits(hidden_BD), slots, bucket.drawn, bucket.settings)
+        self._draw(self._logits(hidden_BD), slots, bucket.drawn, bucket.settings)
+
+    def _logits(self, hidden_RD: Tensor) -> Tensor:
+        assert self.head is not None, "prepare() comes before the steps of a call"
+        return self.head.logits(hidden_RD)
 
     def first_tokens(self, hidden_PD: Tensor, prompt_of_row: Tensor, first_row: int) -> None:
         """Draw for the rows from `first_row` on, each from the last hidden state of its prompt."""
-        logits_RV, count = self.head.logits(hidden_PD)[prompt_of_row], len(prompt_of_row)
+        logits_RV, count = self._logits(hidden_PD)[prompt_of_row], len(prompt_of_row)
         slots = self.slots.rows(first_row, first_row + count)
         self._draw(logits_RV, slots, self.drawn.rows(first_row, count), self.settings.rows(first_row, count))
 

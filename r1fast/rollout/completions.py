@@ -80,7 +80,7 @@ class Completions:
                 text=text,
                 finish_reason="stop" if ended.by_token else "length",
                 policy_version=self.version,
-                max_tokens=self.call.sampling.max_tokens,
+                max_tokens=self.call.max_tokens[prompt_index * size + index],
             )
             for index, (ended, text) in enumerate(zip(found, texts, strict=True))
         ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -12,13 +13,13 @@ from r1fast.memory import available_bytes
 from r1fast.ops.checks import CHUNK_TOKENS
 from r1fast.ops.page_pool import PagePool, PageTables
 from r1fast.policy import Policy
-from r1fast.records import Prompt, Rollout
+from r1fast.records import Prompt
 from r1fast.rollout.batch import DecodeBatch, padded
 from r1fast.rollout.call import Call
-from r1fast.rollout.fused_layers import fused_layers
+from r1fast.rollout.cpu_layers import cpu_layers
+from r1fast.rollout.engine_calls import EngineCalls
 from r1fast.rollout.generation import Generation
 from r1fast.rollout.page_store import CacheShape, PageStore
-from r1fast.rollout.steady_activations import steady_activations
 from r1fast.sampling import Sampling
 
 FREE_SHARE = 0.5  # of the memory that is free; activations, logits and the trainer want the rest
@@ -55,7 +56,7 @@ class _Seats:
         return (self.pool.num_free, self.pool.num_free_host) == (self.store.num_pages, self.store.num_host_pages)
 
 
-class RolloutEngine:
+class RolloutEngine(EngineCalls[Generation]):
     """Generates with at most `rows` sequences at a time; `seed` is the run's.
 
     `cache_bytes`: most memory of the paged cache (None: what a call can use at most, within half of what is free now).
@@ -84,55 +85,6 @@ class RolloutEngine:
         self._sizes = _Sizes(0, 0, 0)
         self._busy = False
 
-    def generate(
-        self, prompts: list[Prompt], group_size: int, sampling: Sampling, *, max_tokens: Sequence[int] | None = None
-    ) -> list[Rollout]:
-        """`group_size` completions of every prompt: all of the first prompt's, then all of the second's, and so on.
-
-        A sample depends on the parameters, `sampling` and its key (seed, stage, visit, prompt id, sample index), and
-        not on what else is in the call. `max_tokens`: one for each sample, in place of sampling.max_tokens. Raises
-        ValueError for prompts that are empty, repeated or too long for the model or the cache, and FloatingPointError
-        when the model's logits are not finite.
-        """
-        place = {prompt.id: index for index, prompt in enumerate(prompts)}
-        groups = {place[group[0].prompt.id]: group for group in self.groups(prompts, group_size, sampling, max_tokens)}
-        return [rollout for index in sorted(groups) for rollout in groups[index]]
-
-    @torch.no_grad()
-    def groups(
-        self, prompts: list[Prompt], group_size: int, sampling: Sampling, max_tokens: Sequence[int] | None = None
-    ) -> Generator[list[Rollout], None, None]:
-        """The groups of `generate`, each as soon as its last sample has ended; raises like it.
-
-        Close it (or use it up) before the next call, and before the weights change: RuntimeError otherwise.
-        """
-        if not prompts:
-            return
-        generation = self._begin(prompts, group_size, sampling, max_tokens)
-        try:
-            with fused_layers(self.policy.module.base_model), steady_activations(self.policy.module):
-                while generation.unfinished:
-                    generation.advance()
-                    yield from generation.completions.take_finished()
-                    generation.completions.check_version()
-        finally:
-            self._end(generation)
-
-    @torch.no_grad()
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[int]:
-        """The token ids of `generate([prompt], 1, sampling)`, each as soon as it is drawn; raises like it."""
-        generation = self._begin([prompt], 1, sampling, None)
-        shown = 0
-        try:
-            with steady_activations(self.policy.module):
-                while generation.unfinished:
-                    generation.advance(steps=1)
-                    token_ids = generation.tokens_of(0)
-                    yield from token_ids[shown:]
-                    shown = len(token_ids)
-        finally:
-            self._end(generation)
-
     def sleep(self) -> None:
         """Give the cache's memory back; the next call takes it again. Nothing is cached between calls."""
         if self._busy:
@@ -158,8 +110,11 @@ class RolloutEngine:
         self._busy = True
         return Generation(self.policy, call, seats.batch, seats.pool, seats.store, rows=rows)
 
-    def _end(self, generation: Generation) -> None:
-        generation.close()
+    def _layers(self) -> AbstractContextManager[None]:
+        return cpu_layers(self.policy.module)
+
+    def _end(self, running: Generation) -> None:
+        running.close()
         self._busy = False
         if self._seats is not None:
             self._seats.batch.forget_weights()

@@ -8,7 +8,7 @@ small operations between the products take as long as half of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -33,24 +33,31 @@ def fused_layers(module: nn.Module) -> Iterator[None]:
     Weights must not change meanwhile, and nothing in it is differentiable. Results are the model's own but for the
     order of some sums; a row's do not depend on the other rows. Elsewhere than on a CPU nothing happens.
     """
-    replaced: list[nn.Module] = []
+    changed: list[tuple[dict[str, Any], Any]] = []
     try:
         if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             inside: set[nn.Module] = set()
             for layer in module.modules():
-                fused = FusedLayer.of(layer)
-                if fused is not None:
+                forward: FusedLayer | PackedLinear | None = FusedLayer.of(layer)
+                if forward is not None:
                     inside.update(layer.modules())
-                    vars(layer)["forward"] = fused  # in front of the class's
                 elif layer not in inside and _is_linear(layer) and _pays(layer.weight):
-                    vars(layer)["forward"] = PackedLinear([layer])
-                else:
-                    continue
-                replaced.append(layer)
+                    forward = PackedLinear([layer])
+                if forward is not None:
+                    own: dict[str, Any] = vars(layer)
+                    changed.append((own, own.get("forward")))
+                    own["forward"] = forward  # in front of the class's
         yield
     finally:
-        for layer in replaced:
-            del vars(layer)["forward"]
+        restore_forwards(changed)
+
+
+def restore_forwards(changed: Sequence[tuple[dict[str, Any], Any]]) -> None:
+    """Give modules (their attributes, the `forward` of their own that they had or None) back what they ran before."""
+    for own, before in changed:
+        del own["forward"]
+        if before is not None:
+            own["forward"] = before
 
 
 class PackedLinear:

@@ -21,7 +21,6 @@ from r1fast.rollout.page_store import PageStore
 
 PREFILL_TOKENS = 16384  # of one packed prompt batch; a longer prompt runs alone, in chunks
 CHUNK_TOKENS = 2048  # of a long prompt
-LOOK_EVERY = 8  # steps between two looks of the host
 REFILL_SHARE = 8  # wait for 1 / 8 of the rows to be free, so that prompts run in larger batches
 
 
@@ -62,10 +61,11 @@ class Generation:
     def num_live(self) -> int:
         return sum(member is not None for member in self.members)
 
-    def advance(self, steps: int = LOOK_EVERY) -> None:
+    def advance(self, steps: int) -> None:
         """Fill free rows, then decode until the host has to look again: at most `steps` tokens a row."""
         if not self._admit() and self.members:
-            steps = min(steps, self._steps_to_a_look())
+            if self.policy.device.type == "cpu":  # where the host sees at once what has ended
+                steps = min(steps, self._steps_to_a_limit())
             self._reserve(steps)
             self._decode(steps)
 
@@ -239,10 +239,8 @@ class Generation:
 
     # --- tokens ---
 
-    def _steps_to_a_look(self) -> int:
-        """Until a limit ends a row, where the host looks at once: no row is given pages for tokens after that."""
-        if self.policy.device.type != "cpu":
-            return LOOK_EVERY
+    def _steps_to_a_limit(self) -> int:
+        """Until max_tokens ends a row: no other is given pages for tokens after that."""
         return min(self.call.max_tokens[m.sample] - 1 - m.num_written for m in self.members if m is not None)
 
     def _reserve(self, steps: int) -> None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2CLS
 
+from r1fast.rollout.fused_layers import restore_forwards
+
 GRAIN = 32768  # numbers of a thread's share at least: at::internal::GRAIN_SIZE
 GELU_ALONE = 16384  # numbers that gelu leaves to one thread; more of them it gives to all
 VECTOR = 64  # numbers that scalar code never sees a part of: two vectors of 32 bf16 each
@@ -37,10 +39,7 @@ def steady_activations(module: nn.Module) -> Iterator[None]:
                 own["forward"] = _steady(layer.forward)
         yield
     finally:
-        for own, before in changed:
-            del own["forward"]
-            if before is not None:
-                own["forward"] = before
+        restore_forwards(changed)
 
 
 def _steady(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -20,10 +20,9 @@ from r1fast.ops.given_logprob import given_logprob
 from r1fast.policy import Policy
 from r1fast.records import Batch
 from r1fast.rollout.batch import padded
-from r1fast.rollout.fused_layers import fused_layers
+from r1fast.rollout.cpu_layers import cpu_layers
 from r1fast.rollout.generation import CHUNK_TOKENS, PREFILL_TOKENS
 from r1fast.rollout.head import Head
-from r1fast.rollout.steady_activations import steady_activations
 from r1fast.rollout.strict_attention import StrictContext
 
 LOGITS_BYTES = 48 << 20  # of the fp32 logits of one call of the head
@@ -76,7 +75,7 @@ class _Exactly(torch.autograd.Function):
 
 @torch.no_grad()
 def _exact(policy: Policy, batch: Batch, temperature: float, cuts: dict[str, int]) -> tuple[Tensor, Tensor]:
-    with fused_layers(policy.module.base_model), steady_activations(policy.module):
+    with cpu_layers(policy.module):
         hidden_TD = policy.hidden(batch, StrictContext(batch, **cuts))
     return _numbers(policy, hidden_TD.index_select(0, batch.predictor_index), batch.targets, temperature)
 

@@ -9,25 +9,25 @@ trainer's (the metrics say how far); runs repeat on the same machine, and a resu
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
 from r1fast.ops.checks import PAGE_TOKENS
 from r1fast.policy import Policy
-from r1fast.records import Prompt, Rollout
+from r1fast.records import Prompt
 from r1fast.rollout.call import Call
 from r1fast.rollout.canary import Canary
 from r1fast.rollout.completions import Completions
+from r1fast.rollout.engine_calls import EngineCalls
 from r1fast.rollout.vllm_draw import Book, Draws
 from r1fast.rollout.vllm_model import BLOCK_TOKENS, VllmModel, cache_bytes_for, check_vllm
 from r1fast.sampling import Sampling
 
-LOOK_EVERY = 8  # steps between two looks for stop strings
 
-
-class VllmEngine:
+class VllmEngine(EngineCalls["_Running"]):
     """`RolloutEngine` on vLLM: the same calls, the same records. It starts with the first call.
 
     `rows`: most sequences at a time; `cache_bytes`: of vLLM's KV cache (None: as much as the calls can use, within half
@@ -47,44 +47,6 @@ class VllmEngine:
         self._model: VllmModel | None = None
         self._pushed: Any = None  # which weights vLLM has
         self._busy = False
-
-    def generate(
-        self, prompts: list[Prompt], group_size: int, sampling: Sampling, *, max_tokens: Sequence[int] | None = None
-    ) -> list[Rollout]:
-        """As RolloutEngine.generate. Raises WeightsDiffer, too, where a push did not arrive."""
-        place = {prompt.id: index for index, prompt in enumerate(prompts)}
-        groups = {place[group[0].prompt.id]: group for group in self.groups(prompts, group_size, sampling, max_tokens)}
-        return [rollout for index in sorted(groups) for rollout in groups[index]]
-
-    @torch.no_grad()
-    def groups(
-        self, prompts: list[Prompt], group_size: int, sampling: Sampling, max_tokens: Sequence[int] | None = None
-    ) -> Generator[list[Rollout], None, None]:
-        """As RolloutEngine.groups."""
-        if not prompts:
-            return
-        running = self._begin(prompts, group_size, sampling, max_tokens)
-        try:
-            while running.unfinished:
-                self._advance(running, LOOK_EVERY)
-                yield from running.completions.take_finished()
-                running.completions.check_version()
-        finally:
-            self._end(running)
-
-    @torch.no_grad()
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[int]:
-        """As RolloutEngine.stream."""
-        running = self._begin([prompt], 1, sampling, None)
-        shown = 0
-        try:
-            while running.unfinished:
-                self._advance(running, 1)
-                token_ids = running.tokens_of(0)
-                yield from token_ids[shown:]
-                shown = len(token_ids)
-        finally:
-            self._end(running)
 
     def sleep(self) -> None:
         """End vLLM, which gives back the memory of its cache and of its weights; the next call starts it anew."""
@@ -157,15 +119,13 @@ class VllmEngine:
         """Changes with every step and every write in place."""
         return self.policy.version, [(p.data_ptr(), p._version) for p in self.policy.module.parameters()]
 
-    def _advance(self, running: _Running, steps: int) -> None:
-        try:
-            running.advance(steps)
-        except BaseException:  # vLLM may have been in the middle of something: it cannot go on
-            self._drop()
-            raise
+    def _layers(self) -> AbstractContextManager[None]:
+        return nullcontext()  # vLLM has its own
 
     def _end(self, running: _Running) -> None:
         self._busy, self._book.current = False, None
+        if running.is_stepping:  # vLLM may have been in the middle of something: it cannot go on
+            self._drop()
         if self._model is not None:
             self._model.abort(running.missing)
 
@@ -176,13 +136,14 @@ class VllmEngine:
 
 
 class _Running:
-    """One call. `missing`: its samples that have not ended."""
+    """One call. `missing`: its samples that have not ended; `is_stepping` stays true where a step has raised."""
 
     def __init__(self, policy: Policy, call: Call, model: VllmModel) -> None:
         self.call, self.model = call, model
         self.completions = Completions(policy, call)
         self._eos = [token for token in policy.eos_token_ids if token < policy.head_weight.shape[0]]
         self.draws = Draws(call, tuple(self._eos))
+        self.is_stepping = False
         self._num_read = dict.fromkeys(range(len(call.max_tokens)), 0)  # tokens that have no stop string
 
     def queue(self) -> None:
@@ -210,6 +171,11 @@ class _Running:
 
     def advance(self, steps: int) -> None:
         """At most `steps` tokens for each sequence in the batch, then look for stop strings."""
+        self.is_stepping = True
+        self._run(steps)
+        self.is_stepping = False
+
+    def _run(self, steps: int) -> None:
         for _ in range(steps):
             ended = self.model.step()
             self.draws.raise_fault(self.completions.version)
