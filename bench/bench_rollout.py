@@ -125,9 +125,9 @@ class Contestant:
 
 
 def environment(threads: int, device: str) -> dict[str, str]:
-    """Of ours and of transformers. Idle threads wait as in the main job (r1fast/train.py), which serves both."""
+    """Of ours and of transformers. Threads wait and pages are as in the main job (r1fast/train.py); both gain by it."""
     found = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    waiting = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "20000"}
+    waiting = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "20000", "THP_MEM_ALLOC_ENABLE": "1"}
     return found | ({"OMP_NUM_THREADS": str(threads)} | waiting if device == "cpu" else {})
 
 

@@ -75,6 +75,18 @@ def test_a_graph_gives_what_its_step_gives(policy: Policy, options: dict[str, An
     assert graphs._seats is not None and plain._seats is not None and plain._seats.batch.graphs is None
 
 
+@pytest.mark.parametrize("options", [{}, {"bad_token_ids": (5, 6, 7), "min_tokens": 20}], ids=str)
+def test_guesses_change_no_sample(policy: Policy, options: dict[str, Any]) -> None:
+    policy = replace(policy, eos_token_ids=(EOS,))
+    sampling = replace(SAMPLING, temperature=0.3, **options)
+    plain = RolloutEngine(policy, rows=32, seed=0).generate(_prompts(6), 4, sampling)
+    for graphs in (True, False):
+        engine = RolloutEngine(policy, rows=32, seed=0, cuda_graphs=graphs, draft_tokens=4, draft_rows=64)
+        for one, other in zip(engine.generate(_prompts(6), 4, sampling), plain, strict=True):
+            assert torch.equal(one.token_ids, other.token_ids) and torch.equal(one.logp, other.logp)
+        assert engine.tally.num_drawn > 0
+
+
 def _graphs(engine: RolloutEngine) -> StepGraphs:
     assert engine._seats is not None and engine._seats.batch.graphs is not None
     return engine._seats.batch.graphs
@@ -111,7 +123,7 @@ def test_a_step_that_needs_the_host_is_refused_by_name() -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     policy = tiny_policy(dtype=torch.bfloat16, head_dim=64, rope_parameters=rope)
     policy = replace(policy, module=policy.module.to("cuda"), device=torch.device("cuda"))  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError, match=r"cannot be a CUDA graph: aten.* set rl.rollout_cuda_graphs = false"):
+    with pytest.raises(RuntimeError, match=r"cannot be a CUDA graph: aten.* set rollout.cuda_graphs = false"):
         RolloutEngine(policy, rows=16, seed=0).generate(_prompts(2), 2, SAMPLING)
     assert RolloutEngine(policy, rows=16, seed=0, cuda_graphs=False).generate(_prompts(2), 2, SAMPLING)
 

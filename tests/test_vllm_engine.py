@@ -46,7 +46,7 @@ without_vllm = pytest.mark.skipif(HERE, reason="vLLM is installed here")
 with_vllm = pytest.mark.skipif(not HERE, reason="needs vLLM, in an environment of its own: see the README")
 CPU = torch.device("cpu")
 R1_ZERO = ["--recipe", "smoke", "--pipeline.stages", "base,r1_zero"]
-ON_VLLM = [*R1_ZERO, "--rl.rollout_backend", "vllm"]
+ON_VLLM = [*R1_ZERO, "--rollout.backend", "vllm"]
 
 
 @without_vllm
@@ -55,13 +55,13 @@ def test_where_it_is_not_installed_every_start_says_so_in_one_line(tmp_path: Pat
     with pytest.raises(ConfigError) as refused:
         check_run(config, tmp_path / "run", open_source(config), device=CPU)
     message = str(refused.value)
-    assert message.startswith('rl.rollout_backend = "vllm" needs vLLM, which is not installed here: install it into an')
-    assert "pip install vllm" in message and 'rl.rollout_backend = "paged"' in message and "\n" not in message
+    assert message.startswith('rollout.backend = "vllm" needs vLLM, which is not installed here: install it into an')
+    assert "pip install vllm" in message and 'rollout.backend = "paged"' in message and "\n" not in message
     with pytest.raises(ConfigError, match="not installed here"):
         plan_of(config)
     with pytest.raises(ValueError, match="not installed here"):
         make_engine(tiny_policy(), config)
-    stages = {"r1_zero": {"rollout_backend": "vllm"}}
+    stages = {"r1_zero": {"rollout": {"backend": "vllm"}}}
     only_there = replace(parse(["--recipe", "smoke"]).config, stages=stages)
     with pytest.raises(ConfigError, match="not installed here"):
         check_run(only_there, tmp_path / "run", open_source(only_there), device=CPU)
@@ -70,20 +70,20 @@ def test_where_it_is_not_installed_every_start_says_so_in_one_line(tmp_path: Pat
 
 def test_several_processes_are_refused(tmp_path: Path) -> None:
     config = parse(ON_VLLM).config
-    with pytest.raises(ConfigError, match="rollout_backend = 'vllm' with 2 processes: it runs in one"):
+    with pytest.raises(ConfigError, match=r"rollout\.backend = 'vllm' with 2 processes: it runs in one"):
         check_run(config, tmp_path / "run", open_source(config), device=CPU, world_size=2)
 
 
 def test_a_value_that_is_no_backend_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"rl\.rollout_backend.*sglang"):
-        parse(["--rl.rollout_backend", "sglang"])
+    with pytest.raises(ConfigError, match=r"rollout\.backend.*sglang"):
+        parse(["--rollout.backend", "sglang"])
 
 
 def test_the_plan_counts_the_second_copy_of_the_weights() -> None:
     size = ModelSize.of(tiny_policy().module.config)
     found = {}
     for backend in ("paged", "vllm"):
-        config = parse([*R1_ZERO, "--rl.rollout_backend", backend]).config
+        config = parse([*R1_ZERO, "--rollout.backend", backend]).config
         plan = make_plan(config, size, speed=Speed(flops_per_s=1e9))
         found[backend] = {stage.name: dict(stage.work.memory) for stage in plan.stages}["r1_zero"]
     assert "vLLM's weights" not in found["paged"]
@@ -378,7 +378,7 @@ def test_the_rl_stage_learns_from_it(tmp_path: Path) -> None:
     words = ["--rl.steps", "3", "--run.tensorboard", "false", "--rl.dev_every_steps", "3"]
     lines = {}
     for backend in ("paged", "vllm"):
-        config = parse([*R1_ZERO, *words, "--rl.rollout_backend", backend]).config
+        config = parse([*R1_ZERO, *words, "--rollout.backend", backend]).config
         with open_context(config, tmp_path / backend) as context:
             run_rl(context, "r1_zero")
         text = (tmp_path / backend / "metrics.jsonl").read_text(encoding="utf-8")

@@ -1,21 +1,41 @@
-"""The engines that a recipe can choose between: `rl.rollout_backend`."""
+"""The engines that a recipe can choose between: `rollout.backend`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from r1fast.config import Config
 from r1fast.policy import Policy
 from r1fast.rollout.engine import RolloutEngine
+from r1fast.rollout.guesses import Tally
 from r1fast.rollout.vllm_engine import VllmEngine
 
 Engine = RolloutEngine | VllmEngine
 
 
-def make_engine(policy: Policy, config: Config) -> Engine:
-    """The engine that a stage's configuration asks for. Raises ValueError where it is not installed."""
-    rl, seed = config.rl, config.run.seed
-    if rl.rollout_backend == "vllm":
-        return VllmEngine(policy, rows=rl.rollout_rows, seed=seed)
-    return RolloutEngine(policy, rows=rl.rollout_rows, seed=seed, cuda_graphs=rl.rollout_cuda_graphs)
+def make_engine(policy: Policy, config: Config, beat: Callable[[str], object] = len) -> Engine:
+    """The engine that a stage's configuration asks for; it shows its progress to `beat`.
+
+    Raises ValueError where it is not installed.
+    """
+    engine = _make_engine(policy, config)
+    engine.beat = beat
+    return engine
+
+
+def _make_engine(policy: Policy, config: Config) -> Engine:
+    rollout, seed = config.rollout, config.run.seed
+    if rollout.backend == "vllm":
+        return VllmEngine(policy, rows=rollout.rows, seed=seed, threads=rollout.threads)
+    return RolloutEngine(
+        policy,
+        rows=rollout.rows,
+        seed=seed,
+        threads=rollout.threads,
+        cuda_graphs=rollout.cuda_graphs,
+        draft_tokens=rollout.draft_tokens,
+        draft_rows=rollout.draft_rows,
+    )
 
 
 def release(engine: Engine) -> None:
@@ -25,5 +45,14 @@ def release(engine: Engine) -> None:
 
 
 def take_sums(engine: Engine) -> dict[str, float]:
-    """What there is to log of an engine with weights of its own, by suffix: the canary's gap after the last push."""
-    return {"canary_gap_max": engine.canary.gap} if isinstance(engine, VllmEngine) else {}
+    """What there is to log of an engine since the last time, by suffix.
+
+    The canary's gap after the last push, of one with weights of its own; the share of guesses that came true, of one
+    that guesses.
+    """
+    if isinstance(engine, VllmEngine):
+        return {"canary_gap_max": engine.canary.gap}
+    if not engine.draft_tokens:
+        return {}
+    tally, engine.tally = engine.tally, Tally()
+    return {"draft_accepted_sum": tally.num_drawn, "draft_accepted_count": tally.num_guessed}

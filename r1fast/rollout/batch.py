@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, chain
@@ -22,6 +22,7 @@ from r1fast.ops.sequence_step import LIVE, RESTING, Slots, sequence_step
 from r1fast.packing import position_ids
 from r1fast.policy import Policy
 from r1fast.rollout.draw_settings import DrawSettings, num_bad
+from r1fast.rollout.guess_step import GuessRows, num_right
 from r1fast.rollout.head import Head
 from r1fast.rollout.page_store import PageStore
 from r1fast.rollout.paged_attention import ChunkContext, DecodeContext, PrefillContext
@@ -40,11 +41,19 @@ class DecodeBatch:
     """Rows 0 to `rows`; `slots` has each row's whole state. What a step reads and writes keeps its address.
 
     It serves one call after the other, `prepare` before each. On a GPU a step is a CUDA graph unless `cuda_graphs` is
-    False; the graphs live as long as the batch, whatever the sampling, and through the store's sleep.
+    False; the graphs live as long as the batch, whatever the sampling, and through the store's sleep. `draft_rows` is
+    the room of steps with guesses, 0 for none.
     """
 
     def __init__(
-        self, policy: Policy, store: PageStore, tables: PageTables, *, max_tokens: int, cuda_graphs: bool = True
+        self,
+        policy: Policy,
+        store: PageStore,
+        tables: PageTables,
+        *,
+        max_tokens: int,
+        cuda_graphs: bool = True,
+        draft_rows: int = 0,
     ) -> None:
         self.policy, self.store, self.tables = policy, store, tables
         rows, device = tables.suffix_length_S.shape[0], policy.device
@@ -68,6 +77,7 @@ class DecodeBatch:
             max_prefix_tokens=tables.prefix_pages_GM.shape[1] * PAGE_TOKENS,
             device=device,
         )
+        self.guessing = GuessRows.allocate(self.slots, tables, store, draft_rows) if draft_rows else None
         self.graphs = StepGraphs(device) if cuda_graphs and device.type == "cuda" else None
         self.head: Head | None = None
         self._weights: tuple[int, ...] = ()
@@ -77,6 +87,8 @@ class DecodeBatch:
         """For a call of at most `num_rows` rows: all rest, the weights are as they are now, graphs are captured."""
         self.sampling, self.head = sampling, Head(self.policy)
         self.settings.fill(sampling)
+        if self.guessing is not None:
+            self.guessing.settings.fill(sampling)
         self._rest(self.slots)
         if self.graphs is not None:
             weights = _addresses(self.policy.module)
@@ -84,9 +96,14 @@ class DecodeBatch:
                 self.graphs.clear()
                 self._weights = weights
             largest = self.rows_for(num_rows)
-            for size in reversed([size for size in bucket_rows(len(self.slots.state)) if size <= largest]):
-                if self._kind(size) not in self.graphs:  # no row is live, so a step changes nothing that counts
-                    self.graphs.capture(self._kind(size), partial(self._step, size))
+            sizes = [size for size in bucket_rows(len(self.slots.state)) if size <= largest]
+            steps = [(size, self._kind(size), partial(self._step, size)) for size in sizes]
+            if self.guessing is not None:
+                size = len(self.guessing.depth)
+                steps.append((size, self._guess_kind(size), partial(self._guess_step, self.guessing)))
+            for _, kind, step in sorted(steps, key=lambda step: -step[0]):
+                if kind not in self.graphs:  # no row is live, so a step changes nothing that counts
+                    self.graphs.capture(kind, step)
 
     def forget_weights(self) -> None:
         """After a call: a CPU's head has a copy of them, which is as large and soon out of date."""
@@ -115,6 +132,39 @@ class DecodeBatch:
         decode_plan(plan, slots.suffix_length, slots.group, self.tables.prefix_length_G)
         hidden_BD = self.backbone(slots.token[:, None], slots.position[:, None], bucket.context)[:, 0]
         self._draw(self._logits(hidden_BD), slots, bucket.drawn, bucket.settings)
+
+    def guess_step(self, num_rows: int, guesses: Mapping[int, Sequence[int]]) -> int:
+        """As `step` for rows 0 to `num_rows`, and one token more for each of a row's guesses that comes true.
+
+        The guesses are by row; with the rows they must find room in `draft_rows`. Waits for the device; the number of
+        those that came true.
+        """
+        assert self.guessing is not None, "a batch without draft_rows has no room for guesses"
+        places = self.guessing.arrange(num_rows, guesses)
+        if self.graphs is None:
+            part = self.guessing.rows(min(padded(len(places)), len(self.guessing.depth)))
+            self._guess_step(part)
+        else:
+            part = self.guessing
+            self.graphs.replay(self._guess_kind(len(part.depth)))
+        drawn = part.drawn.token_R.tolist()
+        right = {
+            row: num_right(tokens, [places[row, depth] for depth in range(len(tokens))], drawn)
+            for row, tokens in guesses.items()
+        }
+        for depth in range(1 + max(right.values(), default=0)):
+            chosen = [places[row, depth] if right.get(row, 0) >= depth else None for row in range(num_rows)]
+            part.append(self.drawn.rows(0, num_rows), chosen)
+        return sum(right.values())
+
+    def _guess_kind(self, num_rows: int) -> tuple[Any, ...]:
+        return ("guesses", *self._kind(num_rows))
+
+    def _guess_step(self, guessing: GuessRows) -> None:
+        token_ids, positions = guessing.prepare()
+        decode_plan(guessing.plan, guessing.length, guessing.group, self.tables.prefix_length_G)
+        hidden_BD = self.backbone(token_ids, positions, guessing.context(self.store))[:, 0]
+        guessing.draw(self._logits(hidden_BD), self.sampling)
 
     def _logits(self, hidden_RD: Tensor) -> Tensor:
         assert self.head is not None, "prepare() comes before the steps of a call"
@@ -221,9 +271,9 @@ class DecodeBatch:
         slots = self.slots.rows(0, num_rows)
         return list(zip(slots.state.tolist(), slots.num_generated.tolist(), strict=True))
 
-    def tokens(self, row: int, count: int) -> list[int]:
-        """The first tokens that a row has drawn."""
-        found: list[int] = self.slots.tokens_SN[row, :count].tolist()
+    def tokens(self, row: int, count: int, first: int = 0) -> list[int]:
+        """Of the first `count` tokens that a row has drawn, those from `first` on."""
+        found: list[int] = self.slots.tokens_SN[row, first:count].tolist()
         return found
 
     def is_to_be_looked_at(self) -> bool:
@@ -252,7 +302,7 @@ class DecodeBatch:
             key_R2=slots.key,
             sample_index_R=slots.sample_index,
             position_R=slots.num_generated,
-            banned_RB=settings.banned(self.sampling, slots),
+            banned_RB=settings.banned(self.sampling, slots.num_generated, slots.min_tokens, slots.eos),
         )
         sequence_step(slots, drawn.token_R, drawn.logp_R, drawn.log_kept_mass_R, drawn.entropy_R, drawn.status_R)
 

@@ -73,7 +73,7 @@ class Canary:
                 f"after the push of policy version {version} the engine's log-probs of the canary prompt are not the "
                 f"trainer's: mean {float(theirs.mean()):.6f} against {float(own.mean()):.6f} nats, mean |difference| "
                 f"{self.gap:.3g}, at most {self.tolerance:g} ({_dtype(self.policy)}): the weights did not arrive, or "
-                'the engine computes this model differently; use rl.rollout_backend = "paged", or another version of '
+                'the engine computes this model differently; use rollout.backend = "paged", or another version of '
                 "the engine"
             )
         if before is None or theirs_before is None:
@@ -83,7 +83,7 @@ class Canary:
             raise WeightsDiffer(
                 f"the push of policy version {version} did not arrive: the trainer's log-probs of the canary prompt "
                 f"moved by {moved:.3g} nats on average (mean now {float(own.mean()):.6f}), the engine's by exactly 0 "
-                f'(mean {float(theirs.mean()):.6f}); use rl.rollout_backend = "paged", or another version of the engine'
+                f'(mean {float(theirs.mean()):.6f}); use rollout.backend = "paged", or another version of the engine'
             )
 
     def forget(self) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from r1fast.ops.sequence_step import Slots
 from r1fast.sampling import Sampling
 
 
@@ -46,13 +45,13 @@ class DrawSettings:
             self.temperature_R[part], self.top_k_R[part], self.top_p_R[part], self.min_p_R[part], self.bad
         )
 
-    def banned(self, sampling: Sampling, slots: Slots) -> Tensor | None:
+    def banned(self, sampling: Sampling, num_generated_R: Tensor, min_tokens_R: Tensor, eos: Tensor) -> Tensor | None:
         """What may not be drawn now, int32 [R, X] with -1 for nothing: the same operations in every step."""
         columns = []
         if size := num_bad(sampling):
-            columns.append(self.bad[size].expand(len(slots.state), -1))
-        if sampling.min_tokens and len(slots.eos):
-            columns.append(torch.where((slots.num_generated < slots.min_tokens)[:, None], slots.eos, -1))
+            columns.append(self.bad[size].expand(len(num_generated_R), -1))
+        if sampling.min_tokens and len(eos):
+            columns.append(torch.where((num_generated_R < min_tokens_R)[:, None], eos, -1))
         return torch.cat(columns, 1).contiguous() if columns else None
 
 

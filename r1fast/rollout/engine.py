@@ -14,11 +14,12 @@ from r1fast.ops.checks import CHUNK_TOKENS
 from r1fast.ops.page_pool import PagePool, PageTables
 from r1fast.policy import Policy
 from r1fast.records import Prompt
-from r1fast.rollout.batch import DecodeBatch, padded
+from r1fast.rollout.batch import ROW_MULTIPLE, DecodeBatch, padded
 from r1fast.rollout.call import Call
 from r1fast.rollout.cpu_layers import cpu_layers
 from r1fast.rollout.engine_calls import EngineCalls
 from r1fast.rollout.generation import Generation
+from r1fast.rollout.guesses import Guesses, Tally
 from r1fast.rollout.page_store import CacheShape, PageStore
 from r1fast.sampling import Sampling
 
@@ -62,17 +63,28 @@ class RolloutEngine(EngineCalls[Generation]):
     `cache_bytes`: most memory of the paged cache (None: what a call can use at most, within half of what is free now).
     Sequences that find no room wait on the host. The weights are the trainer's own: nothing is copied, and a call uses
     them as they are. On a GPU decode steps are CUDA graphs, captured in the first call that needs them, unless
-    `cuda_graphs` is False; they outlive calls and `sleep`.
+    `cuda_graphs` is False; they outlive calls and `sleep`. A step guesses up to `draft_tokens` tokens ahead where its
+    rows and the guesses are `draft_rows` at most: samples stay the same, `tally` counts.
     """
 
     def __init__(
-        self, policy: Policy, *, rows: int, seed: int, cache_bytes: int | None = None, cuda_graphs: bool = True
+        self,
+        policy: Policy,
+        *,
+        rows: int,
+        seed: int,
+        threads: int = 0,
+        cache_bytes: int | None = None,
+        cuda_graphs: bool = True,
+        draft_tokens: int = 0,
+        draft_rows: int = ROW_MULTIPLE,
     ) -> None:
         if rows < 1:
-            raise ValueError(f"rows must be at least 1, got {rows}; set rl.rollout_rows to what memory allows")
+            raise ValueError(f"rows must be at least 1, got {rows}; set rollout.rows to what memory allows")
         self.policy = policy
         self.rows = rows
         self.seed = seed
+        self.threads = threads
         self.shape = CacheShape.of(policy)
         if cache_bytes is not None and cache_bytes < 2 * self.shape.page_bytes:
             raise ValueError(
@@ -80,6 +92,12 @@ class RolloutEngine(EngineCalls[Generation]):
             )
         self.cache_bytes = cache_bytes
         self.cuda_graphs = cuda_graphs
+        for name, value, least in (("draft_tokens", draft_tokens, 0), ("draft_rows", draft_rows, ROW_MULTIPLE)):
+            if value < least or (least and value % least):
+                need = f"a multiple of {least}" if least else "at least 0"
+                raise ValueError(f"{name} = {value} must be {need}")
+        self.draft_tokens, self.draft_rows = draft_tokens, draft_rows
+        self.tally = Tally()
         self.store: PageStore | None = None
         self._seats: _Seats | None = None
         self._sizes = _Sizes(0, 0, 0)
@@ -108,7 +126,10 @@ class RolloutEngine(EngineCalls[Generation]):
         seats = self._seats_for(call, rows)
         seats.batch.prepare(sampling, rows)
         self._busy = True
-        return Generation(self.policy, call, seats.batch, seats.pool, seats.store, rows=rows)
+        guesses = None
+        if self.draft_tokens:
+            guesses = Guesses(call, most=self.draft_tokens, rows=self.draft_rows, tally=self.tally)
+        return Generation(self.policy, call, seats.batch, seats.pool, seats.store, rows=rows, guesses=guesses)
 
     def _layers(self) -> AbstractContextManager[None]:
         return cpu_layers(self.policy.module)
@@ -147,6 +168,7 @@ class RolloutEngine(EngineCalls[Generation]):
             PageTables.allocate(**tables, device=self.policy.device) if on_gpu else pool.tables,
             max_tokens=sizes.completion_tokens,
             cuda_graphs=self.cuda_graphs,
+            draft_rows=self.draft_rows if self.draft_tokens else 0,
         )
         self._seats = _Seats(store, pool, batch)
         return self._seats

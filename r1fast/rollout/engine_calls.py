@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Generic, Protocol, TypeVar
 
@@ -11,6 +11,7 @@ import torch
 
 from r1fast.records import Prompt, Rollout
 from r1fast.rollout.completions import Completions
+from r1fast.rollout.cpu_threads import cpu_threads
 from r1fast.sampling import Sampling
 
 LOOK_EVERY = 8  # steps between two looks of the host
@@ -35,7 +36,14 @@ R = TypeVar("R", bound=Running)
 
 
 class EngineCalls(ABC, Generic[R]):
-    """`generate`, `groups` and `stream`; an engine says how a call begins, in which context it runs and how it ends."""
+    """`generate`, `groups` and `stream`; an engine says how a call begins, in which context it runs and how it ends.
+
+    `beat` is called after every few steps, for whoever watches that there is progress.
+    """
+
+    beat: Callable[[str], object] = len
+
+    threads: int  # of the CPU, see `cpu_threads`
 
     def generate(
         self, prompts: list[Prompt], group_size: int, sampling: Sampling, *, max_tokens: Sequence[int] | None = None
@@ -67,9 +75,11 @@ class EngineCalls(ABC, Generic[R]):
                 while running.unfinished:
                     fault = None
                     try:
-                        running.advance(LOOK_EVERY)
+                        with cpu_threads(self.threads):
+                            running.advance(LOOK_EVERY)
                     except Exception as error:  # some groups may have ended before it
                         fault = error
+                    self.beat("decode steps")
                     yield from running.completions.take_finished()
                     if fault is not None:
                         raise fault
@@ -85,7 +95,8 @@ class EngineCalls(ABC, Generic[R]):
         try:
             with self._layers():
                 while running.unfinished:
-                    running.advance(1)
+                    with cpu_threads(self.threads):
+                        running.advance(1)
                     token_ids = running.tokens_of(0)
                     yield from token_ids[num_shown:]
                     num_shown = len(token_ids)

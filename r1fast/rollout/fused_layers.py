@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from r1fast.adapters import is_adapted, low_rank
 from r1fast.attention import attention_forward
 from r1fast.ops.elementwise import add_rms_norm, rotate_heads, silu_mul
 
@@ -42,6 +43,7 @@ def fused_layers(module: nn.Module) -> Iterator[None]:
                 if forward is not None:
                     inside.update(layer.modules())
                 elif layer not in inside and _is_linear(layer) and _pays(layer.weight):
+                    inside.update(layer.modules())
                     forward = PackedLinear([layer])
                 if forward is not None:
                     own: dict[str, Any] = vars(layer)
@@ -67,7 +69,8 @@ class PackedLinear:
         weight = (
             torch.cat([layer.weight.detach() for layer in layers]) if len(layers) > 1 else layers[0].weight.detach()
         )
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
+        self.weight = _packed(weight)
+        self.low_rank = LowRank.of(layers)
         self.bias: Tensor | None = None
         if any(layer.bias is not None for layer in layers):
             zero = weight.new_zeros(1)
@@ -75,8 +78,54 @@ class PackedLinear:
             self.bias = torch.cat([bias.detach() for bias in biases])
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, self.weight, self.bias, "none", [], "")
-        return product
+        product = _product(hidden, self.weight, self.bias)
+        return product if self.low_rank is None else self.low_rank.add_to(product, hidden)
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """The adapters of layers of one input: what they add to the product, in two products for all of them."""
+
+    down: Tensor
+    """Their A one above the other, packed."""
+    up: Tensor
+    """Their B as the blocks of a diagonal, packed."""
+    scale: float
+
+    @staticmethod
+    def of(layers: list[nn.Linear]) -> LowRank | None:
+        """None where no layer has an adapter that is on."""
+        parts = [low_rank(x) if is_adapted(x) and not x.disable_adapters else None for x in layers]
+        if not any(parts):
+            return None
+        weight = layers[0].weight
+        total = sum(part[0].shape[0] for part in parts if part)
+        total += -total % 16  # so that a row does not depend on the other rows
+        down = weight.new_zeros(total, layers[0].in_features)
+        up = weight.new_zeros(sum(layer.out_features for layer in layers), total)
+        row = column = 0
+        for layer, part in zip(layers, parts, strict=True):
+            if part:
+                rank = part[0].shape[0]
+                down[column : column + rank] = part[0].detach()
+                up[row : row + layer.out_features, column : column + rank] = part[1].detach()
+                column += rank
+            row += layer.out_features
+        (scale,) = {part[2] for part in parts if part}
+        return LowRank(_packed(down), _packed(up), scale)
+
+    def add_to(self, product: Tensor, hidden: Tensor) -> Tensor:
+        return product.add_(_product(_product(hidden, self.down), self.up), alpha=self.scale)
+
+
+def _packed(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
+    return packed
+
+
+def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
+    return product
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +153,7 @@ class FusedLayer:
         qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
         gate_up = [mlp.gate_proj, mlp.up_proj]
         linears = [*qkv, attention.o_proj, *gate_up, mlp.down_proj]
-        if not all(_is_linear(linear) and _pays(linear.weight) for linear in linears):  # LoRA, quantised, on a GPU
+        if not all(_is_linear(linear) and _pays(linear.weight) for linear in linears):  # quantised, on a GPU
             return None
         dim, head_dim = attention.q_proj.in_features, attention.head_dim
         if type(mlp.act_fn).__name__ not in SILU or dim % 16 or head_dim % 16 or mlp.gate_proj.out_features % 16:
@@ -167,6 +216,10 @@ class FusedLayer:
 
 
 def _is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """A linear layer, or one with an adapter, which has the attributes of one."""
+    if is_adapted(layer):
+        base: Any = layer.base_layer
+        return type(base) is nn.Linear and not any(_has_hooks(part) for part in layer.modules())
     return type(layer) is nn.Linear and not _has_hooks(layer)
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
@@ -17,6 +18,7 @@ from r1fast.policy import Policy
 from r1fast.rollout.batch import DecodeBatch, RowStart, SavedRow
 from r1fast.rollout.call import Call, Work, pages_for
 from r1fast.rollout.completions import Completions
+from r1fast.rollout.guesses import Guesses
 from r1fast.rollout.page_store import PageStore
 
 PREFILL_TOKENS = 16384  # of one packed prompt batch; a longer prompt runs alone, in chunks
@@ -44,9 +46,18 @@ class Generation:
     """
 
     def __init__(
-        self, policy: Policy, call: Call, batch: DecodeBatch, pool: PagePool, store: PageStore, *, rows: int
+        self,
+        policy: Policy,
+        call: Call,
+        batch: DecodeBatch,
+        pool: PagePool,
+        store: PageStore,
+        *,
+        rows: int,
+        guesses: Guesses | None = None,
     ) -> None:
         self.policy, self.call, self.batch, self.pool, self.store, self.rows = policy, call, batch, pool, store, rows
+        self.guesses = guesses
         self.waiting = deque(call.works(rows, store.num_pages))
         self.members: list[_Member | None] = []
         self.parked: list[_Member] = []
@@ -63,7 +74,9 @@ class Generation:
 
     def advance(self, steps: int) -> None:
         """Fill free rows, then decode until the host has to look again: at most `steps` tokens a row."""
-        if not self._admit() and self.members:
+        if not self._admit() and self.members and not self._decode_guesses():
+            if self.guesses is not None and self.guesses.room(len(self.members)):
+                steps = 1  # what it draws may be the beginning of something known
             if self.policy.device.type == "cpu":  # where the host sees at once what has ended
                 steps = min(steps, self._steps_to_a_limit())
             self._reserve(steps)
@@ -226,7 +239,7 @@ class Generation:
                         sample_index=index,
                     )
                 )
-        self._reserve_pages(slice(first_row, None), 1)
+        self._reserve_pages(self.members[first_row:], 1)
         self._upload()
         self.batch.begin(first_row, starts)
         prompts = [self.call.prompts[work.prompt_index] for work in works]
@@ -247,14 +260,14 @@ class Generation:
         """Pages for `steps` tokens of each row and the one after them, so that no row waits for a page."""
         while True:
             try:
-                self._reserve_pages(slice(None), steps + 1)
+                self._reserve_pages(self.members, steps + 1)
                 break
             except PoolExhausted:
                 self._make_room()
         self._upload()
 
-    def _reserve_pages(self, rows: slice, num_tokens: int) -> None:
-        members = [member for member in self.members[rows] if member is not None]
+    def _reserve_pages(self, taken: Sequence[_Member | None], num_tokens: int) -> None:
+        members = [member for member in taken if member is not None]
         # the last token of a completion is never written
         counts = [min(num_tokens, self.call.max_tokens[m.sample] - 1 - m.num_written) for m in members]
         self.store.copy(self.pool.reserve([member.sequence for member in members], counts))
@@ -267,18 +280,42 @@ class Generation:
                 break
         self._look()
 
+    def _decode_guesses(self) -> bool:
+        """One step with guesses, where there are any, and rows and pages for them."""
+        if self.guesses is None:
+            return False
+        left = {
+            row: (m.sample, m.num_written + 1, self.call.max_tokens[m.sample] - m.num_written - 2)
+            for row, m in enumerate(self.members)
+            if m is not None
+        }
+        found = self.guesses.of_rows(left, self.guesses.room(len(self.members)))
+        if not found:
+            return False
+        try:
+            self._reserve_pages(self.members, max(map(len, found.values())) + 2)
+        except PoolExhausted:
+            return False
+        self._upload()
+        self.guesses.count(sum(map(len, found.values())), self.batch.guess_step(len(self.members), found))
+        self._look()
+        return True
+
     def _look(self) -> None:
         """See who has ended, and write down how far the others are."""
         live: list[tuple[_Member, int]] = []
-        ended = []
+        ended: list[_Member] = []
         for row, (state, num_generated) in enumerate(self.batch.progress(len(self.members))):
             member = self.members[row]
             if member is None:
                 continue
+            if self.guesses is not None:
+                known = self.guesses.num_seen(member.sample)
+                self.guesses.see(member.sample, self.batch.tokens(row, num_generated, known))
             if state in (LIVE, ENDED_BY_TOKEN, ENDED_BY_LENGTH) and (stop := self._stop(row, num_generated)):
                 self.completions.add(member.sample, self.batch.take(row, stop, by_token=True))
                 self.batch.rest(row)
-                ended.append(member.sequence)
+                ended.append(member)
                 self.members[row] = None
             elif state == LIVE:
                 live.append((member, num_generated - 1 - member.num_written))
@@ -287,13 +324,16 @@ class Generation:
                 self.completions.add(
                     member.sample, self.batch.take(row, num_generated, by_token=state == ENDED_BY_TOKEN)
                 )
-                ended.append(member.sequence)
+                ended.append(member)
                 self.members[row] = None
             else:
                 assert state == FAULT, "every row has the pages that _reserve gave it"
                 self._fault(row, num_generated)
         self.pool.advance([member.sequence for member, _ in live], [count for _, count in live])
-        self.pool.free(ended)
+        self.pool.free([member.sequence for member in ended])
+        if self.guesses is not None:
+            for member in ended:
+                self.guesses.end(member.sample)
         while self.members and self.members[-1] is None:
             self.members.pop()
         if self.batch.rows_for(self.num_live) < self.batch.rows_for(len(self.members)):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from r1fast.ops.page_pool import PageMoves
 from r1fast.policy import Policy
 
 OTHERWISE = (
-    'rl.rollout_backend = "vllm" samples it with vLLM, where the trainer takes it; or use a model with plain attention '
+    'rollout.backend = "vllm" samples it with vLLM, where the trainer takes it; or use a model with plain attention '
     "(Llama, Qwen2/3, Mistral ...)"
 )
 
@@ -34,8 +35,13 @@ class CacheShape:
     @classmethod
     def of(cls, policy: Policy) -> CacheShape:
         """From the config. Raises ValueError, by name, for models that the paged cache cannot hold."""
-        config = policy.module.config.get_text_config()
-        name = type(policy.module).__name__
+        name, device_type = type(policy.module).__name__, policy.device.type
+        return cls.of_config(policy.module.config, name=name, dtype=policy.dtype, device_type=device_type)
+
+    @classmethod
+    def of_config(cls, described: Any, *, name: str, dtype: torch.dtype, device_type: str) -> CacheShape:
+        """`of` for a model that is not loaded: its Hugging Face config, what to call it, where it will run."""
+        config = described.get_text_config()
         num_heads = config.num_attention_heads
         num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
@@ -54,13 +60,13 @@ class CacheShape:
                 f"the model allows it; {OTHERWISE}"
             )
         gqa, rest = divmod(num_heads, num_kv_heads)
-        on_gpu = policy.device.type == "cuda"
+        on_gpu = device_type == "cuda"
         fits = head_dim in CUDA_HEAD_DIMS if on_gpu else head_dim % 16 == 0 and head_dim <= MAX_HEAD_DIM
         if rest or gqa > MAX_GQA or not fits:
             allowed = CUDA_HEAD_DIMS if on_gpu else f"a multiple of 16 up to {MAX_HEAD_DIM}"
             raise ValueError(
                 f"{name} has {num_heads} query heads for {num_kv_heads} KV heads of {head_dim}: the paged cache takes "
-                f"1 to {MAX_GQA} query heads for each KV head, and a head_dim of {allowed} on {policy.device.type}; "
+                f"1 to {MAX_GQA} query heads for each KV head, and a head_dim of {allowed} on {device_type}; "
                 f"{OTHERWISE}"
             )
         return cls(
@@ -68,7 +74,7 @@ class CacheShape:
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            dtype=policy.dtype,
+            dtype=dtype,
         )
 
     @property

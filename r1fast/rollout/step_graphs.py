@@ -11,7 +11,7 @@ import torch
 from r1fast.rollout import host_reads
 
 WARM_UPS = 2  # libraries make their handles and workspaces in the first run on a stream, kernels load in it
-TURN_OFF = "set rl.rollout_cuda_graphs = false (RolloutEngine: cuda_graphs=False)"
+TURN_OFF = "set rollout.cuda_graphs = false (RolloutEngine: cuda_graphs=False)"
 
 
 def bucket_rows(capacity: int) -> list[int]:

