@@ -4,19 +4,19 @@ Counts and memory are upper bounds: every completion runs to its limit, every fi
 completions of half the limit and shares of a matrix-product probe's rate; they tell minutes from hours, not more.
 """
 
-# N parameters, T tokens of a micro-batch, L layers, D hidden, F feed-forward width
-
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from r1fast.checks import STUDENT_STAGES, TRAINED_REWARDS
+from r1fast.checks import STUDENT_STAGES
 from r1fast.config import RL_STAGES, STAGES, Config
 from r1fast.disk import format_bytes
+from r1fast.model_size import ModelSize
+from r1fast.phase_memory import Items, PhaseMemory, Place, total
 from r1fast.schedule import at, change_steps, values
 
 if TYPE_CHECKING:
@@ -25,45 +25,7 @@ if TYPE_CHECKING:
 
 LENGTH_SHARE = 0.5  # of max_tokens, the completion that times assume
 DECODE_STEP_S_PER_LAYER = 2e-4  # host time of one layer in one decode step
-PROCESS_BYTES = 700 << 20  # Python, torch and transformers before any model
-PAGE_TOKENS = 64  # r1fast.ops.checks has it, too, and imports torch
-HEAD_BYTES = 256 << 20  # most that log-probs of a chunk of tokens hold
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSize:
-    """What the plan needs to know of a model."""
-
-    num_params: int
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    kv_width: int  # key-value heads x head dimension
-
-    @staticmethod
-    def of(hf_config: Any) -> ModelSize:
-        """The sizes of the model that a Hugging Face config describes; allocates no weights."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(hf_config)  # type: ignore[no-untyped-call]
-        text = hf_config.get_text_config()
-        num_heads = text.num_attention_heads
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // num_heads
-        return ModelSize(
-            num_params=sum(parameter.numel() for parameter in model.parameters()),
-            vocab_size=text.vocab_size,
-            hidden_size=text.hidden_size,
-            intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
-            num_layers=text.num_hidden_layers,
-            kv_width=(getattr(text, "num_key_value_heads", None) or num_heads) * head_dim,
-        )
-
-    def forward_flops(self, length: float) -> float:
-        """FLOPs of one token's forward pass in a causal sequence of `length` tokens."""
-        return 2.0 * self.num_params + 2.0 * self.num_layers * self.hidden_size * length
+PROCESS_BYTES = 440 << 20  # Python, torch and transformers before any model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +48,14 @@ class Work:
     train_flops: float = 0.0
     decode_flops: float = 0.0
     decode_steps: float = 0.0
-    memory: tuple[tuple[str, int], ...] = ()  # name -> bytes
+    limit: int = 0  # tokens of the longest completion
+    rows: int = 0  # most sequences of a process's decode batch
+    phases: tuple[tuple[str, Items], ...] = ()  # phase -> what it holds
+
+    @property
+    def memory(self) -> Items:
+        """Of the phase that holds most."""
+        return max((items for _, items in self.phases), key=total, default=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +96,7 @@ def make_plan(
     compute_bytes: int = 4,
     prompt_tokens: int = 64,
     world_size: int = 1,
+    on_gpu: bool = False,
 ) -> Plan:
     """The plan of `config` for these models. Pure: reads no file, no device.
 
@@ -137,16 +107,12 @@ def make_plan(
         ValueError: a stage trains the student and `student` is missing.
     """
     stages = []
-    for name in config.pipeline.stages:
-        if name in STUDENT_STAGES and student is None:
-            raise ValueError(f"stage {name} trains the student, but its size is missing; give student=ModelSize(...)")
-        size = student if name in STUDENT_STAGES and student is not None else model
-        planner = _Planner(config.for_stage(name), name, size, compute_bytes, prompt_tokens, world_size)
-        work = planner.work(config)
+    place = Place(on_gpu=on_gpu, compute_bytes=compute_bytes, num_processes=world_size)
+    for name, size, work in stage_works(config, model, student, place, prompt_tokens):
         train_s = work.train_flops / (speed.flops_per_s * speed.train_share * world_size)
         decode_s = work.decode_flops / (speed.flops_per_s * speed.decode_share * world_size)
         host_s = work.decode_steps * size.num_layers * DECODE_STEP_S_PER_LAYER
-        peak_bytes = PROCESS_BYTES + sum(num_bytes for _, num_bytes in work.memory)
+        peak_bytes = PROCESS_BYTES + total(work.memory)
         stages.append(StagePlan(name=name, work=work, time_s=train_s + decode_s + host_s, peak_bytes=peak_bytes))
     return Plan(
         stages=tuple(stages),
@@ -162,6 +128,18 @@ def make_plan(
     )
 
 
+def stage_works(
+    config: Config, model: ModelSize, student: ModelSize | None, place: Place, prompt_tokens: int
+) -> Iterator[tuple[str, ModelSize, Work]]:
+    """Every stage with the model that it trains or samples and what it does; arguments and errors as `make_plan`."""
+    for name in config.pipeline.stages:
+        if name in STUDENT_STAGES and student is None:
+            raise ValueError(f"stage {name} trains the student, but its size is missing; give student=ModelSize(...)")
+        size = student if name in STUDENT_STAGES and student is not None else model
+        planner = _Planner(config.for_stage(name), name, size, place, prompt_tokens)
+        yield name, size, planner.work(config)
+
+
 @dataclass(frozen=True)
 class _Planner:
     """One stage's view of the configuration with the sizes that its estimates share."""
@@ -169,9 +147,8 @@ class _Planner:
     config: Config
     name: str
     size: ModelSize
-    compute_bytes: int
+    place: Place
     prompt_tokens: int
-    world_size: int
 
     def work(self, whole: Config) -> Work:
         if self.name in RL_STAGES:
@@ -182,16 +159,15 @@ class _Planner:
             section = getattr(self.config, self.name)
             return self._sampling(section.prompts * section.samples_per_prompt, section.max_tokens, section.prompts)
         simple: dict[str, Callable[[], Work]] = {
-            "base": lambda: Work(memory=(("weights", self.size.num_params * self.compute_bytes),)),
+            "base": lambda: Work(phases=(("load", (("parameters", self._memory(0).copy_bytes),)),)),
             "reward_models": self._reward_models,
             "evaluation": self._evaluation,
         }
         return simple[self.name]()
 
     def _rl(self) -> Work:
-        rl, loss = self.config.rl, self.config.loss
-        has_reference = loss.kl != "none" and any(values(loss.kl_coef))
-        passes = self._passes() + has_reference + (rl.updates_per_rollout > 1)  # ..., old log-probs
+        rl = self.config.rl
+        passes = self._passes() + self._memory(0).num_scored
         samples = generated = trained = longest = most_rows = 0
         train_flops = decode_flops = decode_steps = 0.0
         changes = change_steps(rl.prompts_per_step, rl.general_prompts_per_step, rl.max_tokens)
@@ -206,22 +182,20 @@ class _Planner:
             train_flops += num_samples * self._sequence_flops(limit) * passes
             drawn = self._sampling(num_samples, limit, num_samples // rl.group_size)
             decode_flops += drawn.decode_flops
-            rows = min(rl.rollout_rows, num_prompts * rl.group_size * rl.updates_per_rollout)
-            decode_steps += num_samples / self.world_size / rows * limit * LENGTH_SHARE
+            a_rollout = num_prompts * rl.group_size * rl.updates_per_rollout
+            rows = min(self.config.rollout.rows, math.ceil(a_rollout / self.place.num_processes))
+            decode_steps += num_samples / self.place.num_processes / rows * limit * LENGTH_SHARE
             longest, most_rows = max(longest, limit), max(most_rows, rows)
         if rl.dev_every_steps:
             num_dev = (rl.steps // rl.dev_every_steps + 1) * rl.dev_problems
             dev = self._sampling(num_dev, longest, num_dev)
             generated, decode_flops = generated + dev.generated_tokens, decode_flops + dev.decode_flops
             decode_steps += dev.decode_steps
-        beside = rl.rollout_backend == "vllm"  # its weights and cache stay while the trainer updates
-        memory = self._training_memory(longest, kv_rows=0 if beside else most_rows)
-        if beside:
-            memory += (("vLLM's weights", self._copy_bytes), ("vLLM's cache", self._kv_bytes(longest, most_rows)))
-        if has_reference:
-            memory += (("reference", self._copy_bytes),)
-        if any(name in TRAINED_REWARDS for weights in self.config.rewards.values() for name in weights):
-            memory += (("reward models", 2 * self._copy_bytes),)
+        memory = self._memory(longest, most_rows)
+        phases = [("rollout", memory.rollout())]
+        if memory.num_scored:
+            phases.append(("score", memory.score()))
+        phases.append(("train", memory.train()))
         return Work(
             steps=rl.steps,
             samples=samples,
@@ -230,13 +204,18 @@ class _Planner:
             train_flops=train_flops,
             decode_flops=decode_flops,
             decode_steps=decode_steps,
-            memory=memory,
+            limit=longest,
+            rows=most_rows,
+            phases=tuple(phases),
         )
 
     def _sft(self, whole: Config) -> Work:
         source = "cold_start" if self.name == "sft_1" else "rejection"
         made = whole.for_stage(source)
         sft = self.config.sft
+        if source not in whole.pipeline.stages:  # from files alone, a micro-batch's tokens long at most
+            limit = self.config.optimizer.micro_batch_tokens - self.prompt_tokens
+            return self._supervised(sft.steps, sft.steps * sft.batch_size, max(1, limit))
         if source == "cold_start":
             limit, kept = made.cold_start.max_tokens, made.cold_start.max_kept
             kept = min(kept, made.cold_start.prompts * made.cold_start.max_per_prompt)
@@ -254,7 +233,8 @@ class _Planner:
             samples=sequences * models,
             trained_tokens=sequences * (self.prompt_tokens + limit) * models,
             train_flops=sequences * models * self._sequence_flops(limit) * self._passes(),
-            memory=self._training_memory(limit),
+            limit=limit,
+            phases=(("train", self._memory(limit).train()),),
         )
 
     def _reward_models(self) -> Work:
@@ -266,16 +246,15 @@ class _Planner:
     def _sampling(self, num_samples: int, limit: int, num_prompts: int) -> Work:
         likely = limit * LENGTH_SHARE
         forward = self.size.forward_flops(self.prompt_tokens + likely)
-        rows = min(self.config.rl.rollout_rows, num_samples)
-        weights = [("weights", self._copy_bytes)]
-        if self.config.rl.rollout_backend == "vllm":
-            weights.append(("vLLM's weights", self._copy_bytes))
+        rows = min(self.config.rollout.rows, math.ceil(num_samples / self.place.num_processes))
         return Work(
             samples=num_samples,
             generated_tokens=num_samples * limit,
             decode_flops=(num_samples * likely + num_prompts * self.prompt_tokens) * forward,
-            decode_steps=math.ceil(num_samples / self.world_size / rows) * likely,
-            memory=(*weights, ("KV cache", self._kv_bytes(limit, rows))),
+            decode_steps=math.ceil(num_samples / self.place.num_processes / rows) * likely,
+            limit=limit,
+            rows=rows,
+            phases=(("rollout", self._memory(limit, rows).rollout()),),
         )
 
     def _evaluation(self) -> Work:
@@ -288,10 +267,16 @@ class _Planner:
         problems = self.config.data.num_held_out * num_models
         return self._sampling(problems * a_problem, options.max_tokens, problems)
 
-    @property
-    def _copy_bytes(self) -> int:
-        """Of the weights in the compute dtype."""
-        return self.size.num_params * self.compute_bytes
+    def _memory(self, limit: int, rows: int = 0) -> PhaseMemory:
+        return PhaseMemory(
+            config=self.config,
+            stage=self.name,
+            size=self.size,
+            place=self.place,
+            prompt_tokens=self.prompt_tokens,
+            limit=limit,
+            rows=rows,
+        )
 
     def _passes(self) -> float:
         """Forward passes' worth of an update: forward, backward as two, recomputation."""
@@ -300,25 +285,6 @@ class _Planner:
     def _sequence_flops(self, limit: int) -> float:
         length = self.prompt_tokens + limit * LENGTH_SHARE
         return length * self.size.forward_flops(length)
-
-    def _kv_bytes(self, limit: int, rows: int) -> int:
-        """Pages of `rows` samples that are all as long as they may be, and of a prompt for each."""
-        pages = rows * (math.ceil(self.prompt_tokens / PAGE_TOKENS) + math.ceil(limit / PAGE_TOKENS))
-        return pages * PAGE_TOKENS * 2 * self.size.num_layers * self.size.kv_width * self.compute_bytes
-
-    def _training_memory(self, limit: int, kv_rows: int = 0) -> tuple[tuple[str, int], ...]:
-        """Masters, gradients, AdamW's two moments, the compute copy; activations or KV cache, whichever is larger."""
-        params, width = self.size.num_params, self.size.hidden_size
-        tokens_T = max(self.config.optimizer.micro_batch_tokens, self.prompt_tokens + limit)
-        a_layer = 12 * width + 2 * self.size.kv_width + 4 * self.size.intermediate_size  # saved by one layer, a token
-        layers = self.size.num_layers
-        saved = layers * width + a_layer if self.config.optimizer.gradient_checkpointing else layers * a_layer
-        head = min(tokens_T * self.size.vocab_size * 8, HEAD_BYTES)
-        activations = tokens_T * saved * self.compute_bytes + head
-        kv_cache = self._kv_bytes(limit, kv_rows) if kv_rows else 0
-        copy = () if self.compute_bytes == 4 else (("compute copy", params * self.compute_bytes),)
-        larger = ("activations", activations) if activations >= kv_cache else ("KV cache", kv_cache)
-        return (("masters", 4 * params), ("gradients", 4 * params), ("AdamW", 8 * params), *copy, larger)
 
 
 def probe_speed(device: torch.device, dtype: torch.dtype, *, duration_s: float = 0.2) -> Speed:

@@ -1,0 +1,135 @@
+"""What to change where a plan does not fit, each change tried and its peak given; and what r1fast cannot do at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from r1fast.cluster import COMPUTE_BYTES, CONTEXT_BYTES, FRAGMENTATION, PROMPT_TOKENS, ClusterPlan, plan_cluster
+from r1fast.config import Config
+from r1fast.disk import format_bytes
+from r1fast.model_size import ModelSize
+
+MOST_DOUBLINGS = 6
+Change = Callable[[Config], Config]
+
+
+def advise(plan: ClusterPlan, config: Config, student: ModelSize | None) -> list[str]:
+    """Sentences; empty where everything fits and can run."""
+    advice = list(_cannot(plan))
+    if not plan.over:
+        return advice
+    name, phase = plan.over[0]
+    items = ", ".join(f"{item} {format_bytes(size)}" for item, size in phase.memory if size)
+    advice.append(
+        f"{name}, {phase.name}: {format_bytes(phase.peak)} of {format_bytes(plan.gpu.memory)} a GPU ({items})"
+        + ("" if phase.peak > plan.gpu.memory else "; the cache does not hold one sample at its limit")
+    )
+    if weights := _too_large(plan):
+        return [*advice, weights]
+    tried, lead = config, ""
+    for text, change in _changes(config, plan):
+        tried = change(tried)
+        now = plan_cluster(tried, plan.model, student, plan.gpu, plan.num_gpus)
+        peak = max(phase.peak for stage in now.stages.values() for phase in stage.phases)
+        result = f"{format_bytes(peak)} at the peak, in {now.over[0][0]}" if now.over else "everything fits"
+        advice.append(f"{lead}{text}: {result}")
+        if not now.over:
+            return advice
+        lead = "and "
+    for doubling in range(1, MOST_DOUBLINGS + 1):
+        most = plan.num_gpus << doubling
+        if plan.num_gpus == 1 or (most > plan.gpu.per_node and most % plan.gpu.per_node):
+            break
+        if not plan_cluster(tried, plan.model, student, plan.gpu, most).over:
+            return [*advice, f"{lead}{most} GPUs: everything fits"]
+    return [*advice, "shorter completions (max_tokens), or GPUs with more memory"]
+
+
+def _cannot(plan: ClusterPlan) -> Iterator[str]:
+    """What keeps a model from running whatever the memory."""
+    for name, stage in plan.stages.items():
+        samples = any(phase.name == "rollout" for phase in stage.phases)
+        if not samples or stage.config.rollout.backend != "paged":
+            continue
+        if stage.size.latent:
+            yield (
+                f"{name} would not start: latent attention (MLA) leaves no keys and values for each head, so the paged "
+                'cache cannot hold it, and rollout.backend = "vllm" runs in one process'
+            )
+            return
+        if stage.size.expert_params:
+            yield (
+                f"{name}: experts are routed by the host, so decode steps would not be CUDA graphs: set "
+                "rollout.cuda_graphs = false, untried with experts"
+            )
+            return
+
+
+def _too_large(plan: ClusterPlan) -> str:
+    """A sentence where the weights alone leave no room; empty where they do not."""
+    largest = max((stage.size for stage in plan.stages.values()), key=lambda size: size.num_params)
+    weights = COMPUTE_BYTES * largest.num_params
+    if CONTEXT_BYTES + FRAGMENTATION * weights <= 0.9 * plan.gpu.memory:
+        return ""
+    parts = 2 ** math.ceil(math.log2(weights / (0.5 * plan.gpu.memory)))
+    shares = 2 + 4 + 8 + 4  # parameters, masters, moments, gradients
+    shared = format_bytes(shares * largest.num_params / plan.num_gpus)
+    return (
+        f"every GPU holds the weights whole, {format_bytes(weights)}, since each samples on its own: it would not "
+        f"start. Shared out over {plan.num_gpus} GPUs, parameters, masters, moments and gradients are {shared} a GPU; "
+        f"a rollout that splits the weights over {parts} GPUs would hold {format_bytes(weights / parts)} more. r1fast "
+        "has no such rollout"
+    )
+
+
+def _changes(config: Config, plan: ClusterPlan) -> Iterator[tuple[str, Change]]:
+    """What costs little first; each takes a configuration to the next."""
+    views = [stage.config for stage in plan.stages.values()]
+    zero = config.distributed
+    if not all(view.optimizer.gradient_checkpointing for view in views):
+        yield "optimizer.gradient_checkpointing = true", _setter("optimizer", gradient_checkpointing=True)
+    if plan.num_gpus > 1 and (zero.engine == "torch" or zero.zero_stage != 2):
+        text = 'distributed.engine = "deepspeed" with zero_stage = 2'
+        yield text, _setter("distributed", engine="deepspeed", zero_stage=2, offload_parameters="none")
+    longest = max(
+        (PROMPT_TOKENS + stage.limit for stage in plan.stages.values() if stage.most_tokens is not None), default=0
+    )
+    if longest and max(view.optimizer.micro_batch_tokens for view in views) > longest:
+        text = f"optimizer.micro_batch_tokens = {longest}, one sequence at its limit"
+        yield text, _setter("optimizer", micro_batch_tokens=longest)
+    held = {item for stage in plan.stages.values() for phase in stage.phases for item, _ in phase.memory}
+    if held & {"reference", "reward models"} and not all(view.optimizer.offload_idle_models for view in views):
+        yield "optimizer.offload_idle_models = true", _setter("optimizer", offload_idle_models=True)
+    if not all(view.optimizer.offload_activations for view in views):
+        yield "optimizer.offload_activations = true", _setter("optimizer", offload_activations=True)
+    if any(view.distributed.offload_optimizer == "none" for view in views):
+        engine = ' with distributed.engine = "deepspeed"' if plan.num_gpus == 1 and zero.engine == "torch" else ""
+        yield (
+            f'distributed.offload_optimizer = "cpu"{engine}',
+            _setter("distributed", engine="deepspeed", offload_optimizer="cpu"),
+        )
+    if not config.lora.rank and any(stage.most_tokens is not None for stage in plan.stages.values()):
+        yield "lora.rank = 16, adapters in the place of all weights", _setter("lora", rank=16)
+    if "reference" in held:
+        yield 'loss.kl = "none", so no reference', _setter("loss", kl="none")
+
+
+def _setter(section: str, **values: Any) -> Change:
+    """Sets options of a section, whatever stages say of their own."""
+
+    def change(config: Config) -> Config:
+        stages = {name: _without(own, section, values) for name, own in config.stages.items()}
+        changed = {section: replace(getattr(config, section), **values)}
+        return replace(config, stages=stages, **changed)
+
+    return change
+
+
+def _without(own: Mapping[str, Any], section: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a stage says of its own, without those options."""
+    if not isinstance(own.get(section), Mapping):
+        return own
+    return {**own, section: {key: value for key, value in own[section].items() if key not in values}}

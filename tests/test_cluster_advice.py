@@ -1,0 +1,61 @@
+"""What to change where a plan does not fit: each change tried, and what no change helps."""
+
+from __future__ import annotations
+
+import pytest
+from test_cluster import H100, plan, recipe, zero
+from test_model_size import size_of
+
+from r1fast.cluster_advice import advise
+from r1fast.config import Config
+from r1fast.gpus import GPUS, Gpu
+from r1fast.model_size import ModelSize
+
+
+@pytest.fixture(scope="module")
+def size() -> ModelSize:
+    return size_of("Qwen/Qwen2.5-7B")
+
+
+def advice(size: ModelSize, config: Config, num_gpus: int = 8, gpu: Gpu = H100) -> list[str]:
+    return advise(plan(size, config, num_gpus, gpu), config, None)
+
+
+def test_nothing_is_advised_where_everything_fits(size: ModelSize) -> None:
+    assert advice(size, recipe(*zero())) == []
+
+
+def test_each_change_is_tried_and_the_last_one_fits(size: ModelSize) -> None:
+    config = recipe("--optimizer.gradient_checkpointing", "false")
+    told = advice(size, config)
+    assert told[0].startswith("r1_zero, train: ") and "79.10 GiB a GPU (parameters 14.19 GiB" in told[0]
+    assert told[1].startswith("optimizer.gradient_checkpointing = true: ")
+    assert told[-1].endswith("everything fits")
+    followed = recipe(*zero(), "--optimizer.gradient_checkpointing", "true")
+    assert not plan(size, followed).over
+
+
+def test_a_stage_of_its_own_mind_is_overruled(size: ModelSize) -> None:
+    words = ("--stages.r1_zero.optimizer.gradient_checkpointing", "false")
+    told = advice(size, recipe(*zero(), *words))
+    assert told[-1] == "optimizer.gradient_checkpointing = true: everything fits"
+
+
+def test_one_gpu_is_told_to_use_the_host(size: ModelSize) -> None:
+    told = advice(size, recipe(), 1)
+    assert any('distributed.offload_optimizer = "cpu" with distributed.engine = "deepspeed"' in line for line in told)
+
+
+def test_weights_that_fit_no_gpu_are_said_to(size: ModelSize) -> None:
+    large = size_of("meta-llama/Llama-3.3-70B-Instruct")
+    told = advice(large, recipe(*zero()), 64)
+    assert "every GPU holds the weights whole, 131.42 GiB" in told[-1]
+    assert "18.48 GiB a GPU" in told[-1]  # 18 bytes of 70.55 billion parameters over 64
+    assert "over 4 GPUs" in told[-1]
+
+
+def test_latent_attention_cannot_be_sampled_and_experts_are_named() -> None:
+    told = advice(size_of("deepseek-ai/DeepSeek-V3-Base"), recipe(*zero(3)), 512, GPUS["h800"])
+    assert "latent attention (MLA)" in told[0] and "would not start" in told[0]
+    told = advice(size_of("Qwen/Qwen3-30B-A3B"), recipe(*zero()), 64, GPUS["b200"])
+    assert "experts" in told[0]
