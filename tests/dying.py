@@ -11,12 +11,15 @@ WORDS are those of `python -m r1fast.train`. PATTERN (as of a shell) is matched 
     torn      in the middle of appending to it (metrics.jsonl, samples.jsonl)
     inside    in the middle of writing a model's directory: weights there, tokenizer not
     never     to run without being killed, the same way
+    faults    PATTERN is a JSON list of `[phase, rank, "die" or "hang"]`, one for each start that torchrun makes: at its
+              COUNT-th sign of progress in that phase the rank is killed, or sleeps
 
 `DYING=launcher` kills the parent instead: torchrun, whose death takes the workers along.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -96,6 +99,28 @@ def die_in_model(moment: Moment) -> None:
     PreTrainedModel.save_pretrained = saving  # type: ignore[method-assign]
 
 
+def fail_in_phase(plan: str, count: int) -> None:
+    """What this start of torchrun's has planned for this rank."""
+    from r1fast.pulse import Pulse
+
+    start, faults = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), json.loads(plan)
+    if start >= len(faults) or faults[start][1] != int(os.environ["RANK"]):
+        return
+    phase, _, what = faults[start]
+    beat, left = Pulse.beat, [count]
+
+    def beating(self: Pulse, doing: str = "") -> None:
+        beat(self, doing)
+        left[0] -= self.phase == phase
+        if left[0] == 0:
+            print(f"dying: rank {faults[start][1]} in {phase}: {what}", file=sys.stderr, flush=True)
+            if what == "hang":
+                time.sleep(3600)
+            die()
+
+    Pulse.beat = beating  # type: ignore[method-assign]
+
+
 def run(how: str, pattern: str, count: int, words: list[str]) -> int:
     """The main job with one moment to die at."""
     moment = Moment(pattern, count)
@@ -105,8 +130,10 @@ def run(how: str, pattern: str, count: int, words: list[str]) -> int:
         die_in_model(moment)
     elif how in ("before", "half", "after"):
         die_at_rename(moment, how)
+    elif how == "faults":
+        fail_in_phase(pattern, count)
     elif how != "never":
-        raise ValueError(f"moment {how!r} is none of before, half, after, torn, inside, never")
+        raise ValueError(f"moment {how!r} is none of before, half, after, torn, inside, faults, never")
     from r1fast.train import main
 
     return main(words)
