@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from r1fast.bad_step import require_good
 from r1fast.config import OptimizerConfig
 from r1fast.distributed import Ranks, merge
 from r1fast.kernels.grpo_loss import PolicyLoss, grpo_loss
 from r1fast.kernels.linear_grpo import linear_grpo_loss
 from r1fast.kernels.linear_logprob import linear_logprob
 from r1fast.offload import Offload
+from r1fast.optimizers import adamw_groups, check_form, load_saved_form, make_optimizer, saved_form, state_tensors
 from r1fast.policy import Policy
 from r1fast.records import Batch, Sequence
 from r1fast.schedule import at
@@ -56,17 +58,7 @@ class Trainer:
         for parameter in self.parameters:
             self.ranks.broadcast_(parameter.data)
         self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.parameters]
-        groups: list[dict[str, Any]] = [
-            {"params": [m for m in self.masters if m.dim() >= 2]},
-            {"params": [m for m in self.masters if m.dim() < 2], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=0.0,
-            betas=(optimizer.beta1, optimizer.beta2),
-            eps=optimizer.eps,
-            fused=True,
-        )
+        self.optimizer = make_optimizer(adamw_groups(self.masters), optimizer)
         self._offload = Offload(policy.device)
 
     def step(
@@ -80,6 +72,7 @@ class Trainer:
         old_logp: list[Tensor] | None = None,
         ref_logp: list[Tensor] | None = None,
         check: Callable[[dict[str, float]], None] | None = None,
+        most_norm: float = math.inf,
     ) -> dict[str, float]:
         """Accumulate the gradient of all ranks' micro-batches, clip it, update; `policy.version` grows by one.
 
@@ -88,35 +81,47 @@ class Trainer:
         batches calls it too. `check` sees the sums before anything is updated, and may raise. Returns sums reduced over
         ranks, named by suffix: those of the loss function, `loss_sum` and `grad_norm_sum` (before clipping), each with
         a `_count` of 1, and `packed_tokens_count` (prompts included). Raises ValueError for bad arguments and
-        RuntimeError, before anything is updated, for a gradient that is not finite.
+        BadStep, before anything is updated, for a loss or a gradient that is not finite or a norm above `most_norm`.
         """
-        if not (denominator > 0 and math.isfinite(denominator) and lr >= 0 and math.isfinite(lr)):
-            raise ValueError(f"denominator = {denominator} must be positive and lr = {lr} not negative, both finite")
-        olds = _per_batch(old_logp, batches, "old_logp")
-        refs = _per_batch(ref_logp, batches, "ref_logp")
+        olds, refs = check_step(batches, denominator, lr, old_logp, ref_logp)
         self._offload.bring_back()
         parts: list[dict[str, Any]] = [{"loss_sum": 0.0, "packed_tokens_count": 0.0}]
         with self._gradients() as gradient:
             for batch, old, ref in zip(batches, olds, refs, strict=True):
-                value, metrics = self._loss(batch, old, ref, loss, denominator, temperature)
+                value, metrics = micro_batch_loss(
+                    self.policy,
+                    batch,
+                    old,
+                    ref,
+                    options=loss,
+                    denominator=denominator,
+                    temperature=temperature,
+                    logprobs=self.logprobs,
+                )
                 if value.requires_grad:
                     value.backward()  # type: ignore[no-untyped-call]
                 # the value is over the global denominator already: its sum is the step's loss, its count 1
-                parts.append({**metrics, "loss_sum": value.detach(), "packed_tokens_count": len(batch.token_ids)})
+                tokens = len(batch.token_ids) if len(batch.targets) else 0  # else it was not run
+                parts.append({**metrics, "loss_sum": value.detach(), "packed_tokens_count": tokens})
                 parts[-1].pop("loss_count", None)
+                self.ranks.pulse.beat("micro-batch")
             self.ranks.all_reduce_(gradient)
-            sums = self.ranks.reduce(merge(_to_floats(parts)))
+            if self.ranks.sequence_place:
+                del parts[1:]  # the figures of a share count once
+            sums = {**self.ranks.reduce(merge(to_floats(parts))), "loss_count": 1.0}
             if check is not None:
                 check(sums)
-            grad_norm = self._update(gradient, lr)
-        return {**sums, "loss_count": 1.0, "grad_norm_sum": grad_norm, "grad_norm_count": 1.0}
+            grad_norm = float(torch.linalg.vector_norm(gradient))
+            counters = {"num_steps": self.num_steps, "version": self.policy.version}
+            require_good(sums, grad_norm, **counters, most_norm=most_norm)
+            self._update(gradient, grad_norm, lr)
+        return {**sums, "grad_norm_sum": grad_norm, "grad_norm_count": 1.0}
 
     def release(self) -> int:
         """Move masters and moments from the GPU to the host until the next step; bytes. What PyTorch cached is free."""
         self._offload.bring_back()
         masters = [master for p, master in zip(self.parameters, self.masters, strict=True) if master is not p]
-        moments = [x for state in self.optimizer.state.values() for x in state.values() if x.dim()]
-        self._offload.send([*masters, *moments])
+        self._offload.send([*masters, *state_tensors(self.optimizer)])
         if self.policy.device.type == "cuda":
             torch.cuda.empty_cache()
         return self._offload.num_bytes
@@ -126,7 +131,7 @@ class Trainer:
         return {
             "names": list(self.names),
             "masters": [master.detach() for master in self.masters],
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": saved_form(self.optimizer, self.config, self.num_steps),
             "num_steps": self.num_steps,
             "version": self.policy.version,
         }
@@ -137,59 +142,15 @@ class Trainer:
         if state["names"] != self.names:
             different = sorted(set(state["names"]) ^ set(self.names))[:4]
             raise ValueError(f"the saved state is of another model, parameters differ: {different}...")
+        check_form(self.config.name, state["optimizer"])
         self._offload.bring_back()
         for master, saved in zip(self.masters, state["masters"], strict=True):
             if master.shape != saved.shape:
                 raise ValueError(f"the saved state has {list(saved.shape)} where the model has {list(master.shape)}")
             master.copy_(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_saved_form(self.optimizer, self.config, state["optimizer"], state["num_steps"])
         self.num_steps, self.policy.version = state["num_steps"], state["version"]
         self._round_masters()
-
-    def _loss(
-        self,
-        batch: Batch,
-        old: Tensor | None,
-        ref: Tensor | None,
-        loss: PolicyLoss,
-        denominator: float,
-        temperature: float,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        device = self.policy.device
-        if not len(batch.targets):
-            return torch.zeros((), device=device), {}
-        tokens: dict[str, Any] = {
-            "old_logp_T": _to(old, device),
-            "ref_logp_T": _to(ref, device),
-            "rollout_logp_T": _to(batch.rollout_logp, device),
-            "log_kept_mass_T": _to(batch.log_kept_mass, device),
-        }
-        advantage_N = batch.advantage.to(device, non_blocking=True)
-        cu_seqlens = batch.completion_cu_seqlens.to(device, non_blocking=True)
-        if self.logprobs is not None:
-            logp_C, entropy_C = self.logprobs(self.policy, batch, temperature)
-            return grpo_loss(
-                logp_C,
-                advantage_N,
-                cu_seqlens,
-                **tokens,
-                entropy_T=entropy_C,
-                denominator=denominator,
-                options=loss,
-            )
-        hidden_CD = self.policy.hidden(batch).index_select(0, batch.predictor_index.to(device, non_blocking=True))
-        result: tuple[Tensor, dict[str, Any]] = linear_grpo_loss(
-            hidden_CD,
-            self.policy.head_weight,
-            batch.targets.to(device, non_blocking=True),
-            advantage_N,
-            cu_seqlens,
-            **tokens,
-            denominator=denominator,
-            options=loss,
-            temperature=temperature,
-        )
-        return result
 
     @contextmanager
     def _gradients(self) -> Iterator[Tensor]:
@@ -214,14 +175,8 @@ class Trainer:
             for tensor in (*self.parameters, *self.masters):
                 tensor.grad = None
 
-    def _update(self, gradient: Tensor, lr: float) -> float:
-        grad_norm = float(torch.linalg.vector_norm(gradient))
-        if not math.isfinite(grad_norm):
-            raise RuntimeError(
-                f"the gradient's norm is {grad_norm} at step {self.num_steps} (policy version {self.policy.version}); "
-                "nothing was updated. Look at the ratio and log-prob metrics of the steps before; a lower rate, "
-                "loss.level other than sequence_sum, or clipping usually helps"
-            )
+    def _update(self, gradient: Tensor, grad_norm: float, lr: float) -> None:
+        self.ranks.pulse.safe.withdraw()
         max_grad_norm = at(self.config.max_grad_norm, self.num_steps)
         if 0 < max_grad_norm < grad_norm:
             gradient.mul_(max_grad_norm / grad_norm)
@@ -233,7 +188,6 @@ class Trainer:
         self._round_masters()
         self.num_steps += 1
         self.policy.version += 1
-        return grad_norm
 
     @torch.no_grad()
     def _round_masters(self) -> None:
@@ -254,13 +208,71 @@ class _Accumulate:
             parameter.grad = None
 
 
+def micro_batch_loss(
+    policy: Policy,
+    batch: Batch,
+    old: Tensor | None,
+    ref: Tensor | None,
+    *,
+    options: PolicyLoss,
+    denominator: float,
+    temperature: float,
+    logprobs: Logprobs | None = None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """The loss of a micro-batch over the global denominator and its metrics; 0, without a gradient, if it is empty."""
+    device = policy.device
+    if not len(batch.targets):
+        return torch.zeros((), device=device), {}
+    tokens: dict[str, Any] = {
+        "old_logp_T": _to(old, device),
+        "ref_logp_T": _to(ref, device),
+        "rollout_logp_T": _to(batch.rollout_logp, device),
+        "log_kept_mass_T": _to(batch.log_kept_mass, device),
+    }
+    advantage_N = batch.advantage.to(device, non_blocking=True)
+    cu_seqlens = batch.completion_cu_seqlens.to(device, non_blocking=True)
+    if logprobs is not None:
+        logp_C, entropy_C = logprobs(policy, batch, temperature)
+        return grpo_loss(
+            logp_C,
+            advantage_N,
+            cu_seqlens,
+            **tokens,
+            entropy_T=entropy_C,
+            denominator=denominator,
+            options=options,
+        )
+    hidden_CD = policy.hidden(batch).index_select(0, batch.predictor_index.to(device, non_blocking=True))
+    result: tuple[Tensor, dict[str, Any]] = linear_grpo_loss(
+        hidden_CD,
+        policy.head_weight,
+        batch.targets.to(device, non_blocking=True),
+        advantage_N,
+        cu_seqlens,
+        **tokens,
+        denominator=denominator,
+        options=options,
+        temperature=temperature,
+    )
+    return result
+
+
 @torch.no_grad()
 def score(
-    policy: Policy, batches: list[Batch], *, temperature: float, logprobs: Logprobs | None = None
+    policy: Policy,
+    batches: list[Batch],
+    *,
+    temperature: float,
+    logprobs: Logprobs | None = None,
+    beat: Callable[[str], object] = len,
 ) -> list[Tensor]:
-    """Log-probs of the completion tokens of each batch at `temperature`: fp32 [C] per batch, on the policy's device."""
+    """Log-probs of the completion tokens of each batch at `temperature`: fp32 [C] per batch, on the policy's device.
+
+    `beat` is called before each.
+    """
     scores = []
     for batch in batches:
+        beat("micro-batch to score")
         if not len(batch.targets):
             scores.append(torch.zeros(0, device=policy.device))
             continue
@@ -286,9 +298,11 @@ def global_denominator(
     For `constant` it is sequences x `tokens_per_sequence` (Dr. GRPO: the length limit), which must then be given.
     `left_out`: sequences of the mini-batch that are in no batch, because their gradient is zero, but count.
     """
-    num_sequences = len(left_out) + sum(len(batch.advantage) for batch in batches)
+    num_sequences = len(left_out)
     num_tokens = sum(len(sequence.token_ids) - sequence.num_prompt_tokens for sequence in left_out)
-    num_tokens += sum(len(batch.targets) for batch in batches)
+    if not ranks.sequence_place:  # others have the same batches
+        num_sequences += sum(len(batch.advantage) for batch in batches)
+        num_tokens += sum(len(batch.targets) for batch in batches)
     total = ranks.reduce({"sequences_count": num_sequences, "tokens_count": num_tokens})
     if aggregate == "sequence_mean":
         return total["sequences_count"]
@@ -300,6 +314,19 @@ def global_denominator(
         f"loss.aggregate = {aggregate!r} must be sequence_mean, token_mean, or constant with tokens_per_sequence "
         f"(it is {tokens_per_sequence})"
     )
+
+
+def check_step(
+    batches: list[Batch],
+    denominator: float,
+    lr: float,
+    old_logp: list[Tensor] | None,
+    ref_logp: list[Tensor] | None,
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """The old and reference log-probs of each batch; ValueError for arguments of a step that cannot be."""
+    if not (denominator > 0 and math.isfinite(denominator) and lr >= 0 and math.isfinite(lr)):
+        raise ValueError(f"denominator = {denominator} must be positive and lr = {lr} not negative, both finite")
+    return _per_batch(old_logp, batches, "old_logp"), _per_batch(ref_logp, batches, "ref_logp")
 
 
 def _per_batch(values: list[Tensor] | None, batches: list[Batch], name: str) -> list[Tensor | None]:
@@ -314,7 +341,7 @@ def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
     return None if tensor is None else tensor.to(device, non_blocking=True)
 
 
-def _to_floats(parts: list[dict[str, Any]]) -> list[dict[str, float]]:
+def to_floats(parts: list[dict[str, Any]]) -> list[dict[str, float]]:
     """Metrics as numbers, with one device-to-host copy for all micro-batches."""
     tensors = [value for part in parts for value in part.values() if isinstance(value, Tensor)]
     numbers = iter(torch.stack([t.detach().double() for t in tensors]).tolist() if tensors else [])
