@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -13,7 +16,7 @@ from r1fast.records import Batch, Sequence
 def pack(
     sequences: list[Sequence], *, micro_batch_tokens: int, num_vocab: int | None = None, share_prompts: bool = False
 ) -> list[Batch]:
-    """Pack into micro-batches of at most `micro_batch_tokens` tokens, sequences of like length together.
+    """Pack into micro-batches of at most `micro_batch_tokens` tokens, best-fit decreasing.
 
     A sequence is never split: one longer than the budget makes a micro-batch of its own. Order: longest first, so
     that memory which does not suffice shows at once. `share_prompts` stores a prompt once for all of its sequences in a
@@ -21,8 +24,7 @@ def pack(
     ids outside [0, `num_vocab`), a completion without a token before it, values that are not finite, mixed sequences
     with and without rollout log-probs.
     """
-    for number, sequence in enumerate(sequences):
-        _check(number, sequence, num_vocab)
+    check_sequences(sequences, num_vocab)
     units = [[number] for number in range(len(sequences))]
     if share_prompts:
         units = _units(sequences, micro_batch_tokens)
@@ -31,19 +33,36 @@ def pack(
     return [_pack_units([[sequences[n] for n in units[u]] for u in group], share_prompts) for group in groups]
 
 
+def pack_one(sequences: list[Sequence], *, share_prompts: bool = False) -> Batch:
+    """One micro-batch of checked sequences (`check_sequences`), in this order; with shared prompts, by prompt."""
+    numbers = [[number] for number in range(len(sequences))]
+    if share_prompts:
+        numbers = _units(sequences, None)
+    return _pack_units([[sequences[n] for n in unit] for unit in numbers], share_prompts)
+
+
+def check_sequences(sequences: Iterable[Sequence], num_vocab: int | None = None) -> None:
+    """Raise ValueError, with the sequence's number, for values that `pack` refuses."""
+    for number, sequence in enumerate(sequences):
+        _check(number, sequence, num_vocab)
+
+
 def partition(lengths: list[int], *, micro_batch_tokens: int) -> list[list[int]]:
     """Sequence numbers of each micro-batch that `pack` makes, in its order (ties keep theirs)."""
     if micro_batch_tokens < 1:
         raise ValueError(f"micro_batch_tokens = {micro_batch_tokens} must be at least 1; raise optimizer's value")
     groups: list[list[int]] = []
-    filled = 0
+    rooms: list[tuple[int, int]] = []  # (tokens left, group), ascending
     for number in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
-        if groups and filled + lengths[number] <= micro_batch_tokens:
-            groups[-1].append(number)
-            filled += lengths[number]
+        tightest = bisect_left(rooms, (lengths[number], 0))
+        if tightest < len(rooms):
+            room, group = rooms.pop(tightest)
+            groups[group].append(number)
         else:
+            room, group = micro_batch_tokens, len(groups)
             groups.append([number])
-            filled = lengths[number]
+        if room > lengths[number]:
+            insort(rooms, (room - lengths[number], group))
     return groups
 
 
@@ -56,13 +75,13 @@ def position_ids(cu_seqlens: Tensor, parent: Tensor | None = None) -> Tensor:
     return torch.arange(num_tokens, device=cu_seqlens.device) - starts.repeat_interleave(lengths)
 
 
-def _units(sequences: list[Sequence], budget: int) -> list[list[int]]:
-    """Sequence numbers that share a prompt, split where a unit would pass the budget."""
+def _units(sequences: list[Sequence], budget: int | None) -> list[list[int]]:
+    """Sequence numbers that share a prompt, split where a unit would pass the budget, if there is one."""
     by_prompt: dict[tuple[int, ...], list[list[int]]] = {}
     for number, sequence in enumerate(sequences):
         prompt = tuple(sequence.token_ids[: sequence.num_prompt_tokens].tolist())
         units = by_prompt.setdefault(prompt, [[]])
-        if units[-1] and _cost([sequences[n] for n in units[-1]] + [sequence]) > budget:
+        if budget and units[-1] and _cost([sequences[n] for n in units[-1]] + [sequence]) > budget:
             units.append([])
         units[-1].append(number)
     return [unit for units in by_prompt.values() for unit in units]

@@ -6,6 +6,8 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_model import NUM_VOCAB, random_sequences
 
 from r1fast.packing import pack, partition, position_ids
@@ -46,8 +48,31 @@ def test_budget_holds_and_no_sequence_is_lost_or_split() -> None:
         for a, b in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)
     ]
     assert sorted(rows) == sorted(tuple(s.token_ids.tolist()) for s in sequences)
-    lengths = [len(row) for row in rows]
-    assert lengths == sorted(lengths, reverse=True)
+    for batch in batches:
+        lengths = batch.cu_seqlens.diff().tolist()
+        assert lengths == sorted(lengths, reverse=True)
+    firsts = [int(batch.cu_seqlens[1]) for batch in batches]
+    assert firsts == sorted(firsts, reverse=True)
+
+
+@given(lengths=st.lists(st.integers(1, 40), max_size=60), budget=st.integers(1, 64))
+def test_each_sequence_goes_where_it_fits_best(lengths: list[int], budget: int) -> None:
+    groups = partition(lengths, micro_batch_tokens=budget)
+    assert sorted(number for group in groups for number in group) == list(range(len(lengths)))
+    expected: list[list[int]] = []  # the definition, without a sorted list of what is left
+    for number in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
+        room = {n: budget - sum(lengths[other] for other in group) for n, group in enumerate(expected)}
+        fitting = [n for n in room if room[n] >= lengths[number]]
+        if fitting:
+            expected[min(fitting, key=lambda n: (room[n], n))].append(number)
+        else:
+            expected.append([number])
+    assert groups == expected
+
+
+def test_short_sequences_fill_what_long_ones_leave() -> None:
+    """Into the last micro-batch alone they would make three, 0.67 full."""
+    assert partition([60, 60, 40, 40], micro_batch_tokens=100) == [[0, 2], [1, 3]]
 
 
 def test_a_sequence_over_the_budget_goes_alone() -> None:
