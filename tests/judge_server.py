@@ -25,9 +25,31 @@ REPLIES = {
 }
 
 
+def case_of(text: str) -> str:
+    """The word after `case:`, `good` without one."""
+    return (text.partition("case:")[2].split() or ["good"])[0]
+
+
+def rewritten(case: str, solution: str) -> str:
+    """The solution with a summary, or what a rewriter may do wrong."""
+    chain = solution.partition("<think>")[2].partition("</think>")[0].strip()
+    answer = solution.partition("<answer>")[2].partition("</answer>")[0].strip()
+    if case == "corrects":
+        answer += "1"
+    if case == "translates":
+        chain = "首先 加上 所有 数字"
+    if case == "loops":
+        chain = "first add three and four then look again . " * 4
+    if case == "chats":
+        return f"Sure! Here it is: {chain}"
+    return f"<think>\nread again : {chain}\n</think>\nso it is \\boxed{{{answer}}}"
+
+
 def reply_to(text: str) -> str:
-    """By the word after `case:`; a fair judge of pairs looks for the word `better`."""
-    case = text.partition("case:")[2].split()[0]
+    """By the case; a fair judge of pairs looks for the word `better`."""
+    case = case_of(text)
+    if text.startswith("Rewrite a solution"):
+        return rewritten(case, text.partition("[Solution]")[2].partition("Reply in exactly")[0])
     if case == "fair":
         answer_a = text.partition("[Answer A]")[2].partition("[Answer B]")[0]
         return "[[A>>B]]" if "better" in answer_a else "[[B>>A]]"
@@ -50,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         text = body["messages"][-1]["content"]
-        case = text.partition("case:")[2].split()[0]
+        case = case_of(text)
         with LOCK:
             SEEN[case] += 1
             times = SEEN[case]
@@ -83,7 +105,8 @@ class Handler(BaseHTTPRequestHandler):
         else:
             usage = {"prompt_tokens": 100, "completion_tokens": 20}
             message = {"role": "assistant", "content": reply_to(text)}
-            self._send(200, json.dumps({"choices": [{"message": message}], "usage": usage}).encode())
+            choice = {"message": message, "finish_reason": "length" if case == "long" else "stop"}
+            self._send(200, json.dumps({"choices": [choice], "usage": usage}).encode())
 
     def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

@@ -27,6 +27,13 @@ def test_conversations(tmp_path: Path) -> None:
     )
 
 
+def test_what_a_table_leaves_empty_counts_as_not_given(tmp_path: Path) -> None:
+    """Parquet gives every row every column, None where it holds nothing."""
+    row = {"messages": [ASKED, SAID], "id": None, "kind": None, "language": None, "answer": None}
+    (example,) = read_messages(write_jsonl(tmp_path / "a.jsonl", [row]))
+    assert example.prompt == Prompt(id="a-1", text="1 + 1 ?", token_ids=())
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from dataclasses import replace
+
 import pytest
 
 from r1fast.config import DataConfig
@@ -28,6 +31,32 @@ def test_gym_splits_are_distinct_disjoint_and_scored_by_their_own_scorer() -> No
     wrong = f"<think> a </think> <answer> {int(prompt.answer) + 1000} </answer>"
     assert scorer.score([written(prompt, wrong)])[0].parts["accuracy"] == 0.0
     scorer.close()
+
+
+def test_gym_asks_in_other_languages_in_turn() -> None:
+    spanish = {"State the final answer to the following arithmetic problem:": "Di el resultado de este problema:"}
+    tasks = {"chain_sum": {**SUMS["chain_sum"], "languages": {"es": spanish}}}
+    config = DataConfig(source="gym", gym_tasks=tasks, num_train=40, num_dev=10, num_held_out=10)
+    prompts = load_prompts(config, "train")
+    english = load_prompts(replace(config, gym_tasks=SUMS), "train")
+    assert [prompt.language for prompt in prompts] == ["en", "es"] * 20
+    for prompt, other in zip(prompts, english, strict=True):
+        assert (prompt.id, prompt.answer) == (other.id, other.answer)
+        assert prompt.text == (
+            other.text if prompt.language == "en" else other.text.replace(*next(iter(spanish.items())))
+        )
+    with closing(Scorer({"gym": {"accuracy": 1.0}})) as scorer:
+        assert scorer.check_gold(list(prompts), max_bad_share=0.0) == 0
+    refused: tuple[tuple[object, str], ...] = (
+        (["es"], r"languages = \['es'\] must be a table"),
+        (3, r"languages = 3 must be a table"),
+        ({"es": {}}, r"languages\.es = \{\} must be a table of phrases"),
+        ({"es": {"Compute": "Calcula"}}, r"has none of the phrases \['Compute'\]"),
+    )
+    for languages, message in refused:
+        tasks = {"chain_sum": {**SUMS["chain_sum"], "languages": languages}}
+        with pytest.raises(ValueError, match=message):
+            load_prompts(replace(config, gym_tasks=tasks), "train")
 
 
 def test_gym_mixes_tasks_and_says_what_is_wrong() -> None:

@@ -22,7 +22,7 @@ def script(prompt: Prompt, number: int) -> str:
 
 
 def test_rates_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_config(save_model(tmp_path / "model"), data__num_train=20, rl__rollout_rows=16)
+    config = tiny_config(save_model(tmp_path / "model"), data__num_train=20, rollout__rows=16)
     engine, out = ScriptedEngine(script), tmp_path / "out" / "rates.jsonl"
     monkeypatch.setattr(measure, "make_engine", lambda policy, config: engine)
     assert measure_difficulty(config, out, samples=4, num_prompts=6) == [0.75] * 6
@@ -38,7 +38,7 @@ def test_rates_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_command_measures_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, report = tmp_path / "rates.jsonl", tmp_path / "report.json"
-    words = ["--recipe", "smoke", "--data.num_train", "8", "--rl.max_tokens", "8", "--rl.rollout_rows", "16"]
+    words = ["--recipe", "smoke", "--data.num_train", "8", "--rl.max_tokens", "8", "--rollout.rows", "16"]
     options = ["--out", str(out), "--samples", "2", "--prompts", "4", "--report", str(report)]
     assert main(["difficulty", *options, "--", *words]) == 0
     printed = capsys.readouterr().out

@@ -26,5 +26,5 @@ def test_the_source_has_no_general_data(tmp_path: Path) -> None:
         lambda: source.preference_pairs("train", 1, 0),
         lambda: source.safety_examples("train", 1, 0),
     ):
-        with pytest.raises(ValueError, match="verifiable prompts only"):
+        with pytest.raises(ValueError, match="is empty, and the stage needs it"):
             call()

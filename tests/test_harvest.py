@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from r1fast.context import RunContext
 from r1fast.metrics import read_metrics
 from r1fast.records import Prompt, ScoredRollout
 from r1fast.sampling import Sampling
+from r1fast.scorer import Scorer
 from r1fast.stages.harvest import BATCHES_PER_PART, Harvest, Judged
 
 STAGE = "rejection"
@@ -37,6 +39,23 @@ def new_context(folder: Path, **options: object) -> RunContext:
     return open_context(tiny_config(model, data__num_train=80, **options), folder / "run")
 
 
+class Counting:
+    """A review that counts what it is shown, and asks no one."""
+
+    last_error = ""
+    num_shown = 0
+
+    def __call__(
+        self, scored: Sequence[ScoredRollout], verdicts: Sequence[tuple[str, str]], scorer: Scorer
+    ) -> list[tuple[str, str]]:
+        self.num_shown += len(scored)
+        return list(verdicts)
+
+    def take_metrics(self) -> dict[str, float]:
+        shown, self.num_shown = self.num_shown, 0
+        return {"judge/calls_count": shown}
+
+
 def harvest(context: RunContext, script: object = script) -> tuple[list[Judged], ScriptedEngine]:
     """80 prompts; a part is 32 of them, whatever the number of ranks is."""
     engine = ScriptedEngine(script)  # type: ignore[arg-type]
@@ -49,8 +68,11 @@ def harvest(context: RunContext, script: object = script) -> tuple[list[Judged],
         sampling=SAMPLING,
         samples_per_prompt=SAMPLES,
         judge=judge,
+        review=Counting(),
     )
-    return whole.run(context.source.prompts("train")), engine
+    found = whole.run(context.source.prompts("train"))
+    assert whole.costs == {"judge/calls_count": 80 * SAMPLES}  # of all ranks, and of parts that were finished before
+    return found, engine
 
 
 def expected(context: RunContext) -> list[Judged]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from servers import judge_server
 
 from r1fast.config import ConfigError, JudgeConfig
 from r1fast.options import parse
@@ -21,18 +19,10 @@ from r1fast.rewards.judge import Judge, Preference, read_grade, read_vote
 from r1fast.rewards.score import Score
 from r1fast.scorer import Scorer, written
 
-SERVER = Path(__file__).with_name("judge_server.py")
 KEY = "sk-not-to-be-shown-5f1a"
 
 
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    with subprocess.Popen(
-        [sys.executable, SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None and process.stdin is not None
-        yield int(process.stdout.readline())
-        process.stdin.close()
+port = pytest.fixture(scope="module")(judge_server)
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +66,9 @@ def test_grades_are_rewards(config: JudgeConfig) -> None:
     metrics = scorer.take_metrics()
     assert (metrics["outcome/judge/ok_count"], metrics["outcome/judge/empty_count"]) == (1, 1)
     assert judge.take_metrics() == {
+        "judge/questions_count": 1,
+        "judge/failed_count": 0,
+        "judge/cut_off_count": 0,
         "judge/calls_count": 1,
         "judge/retries_count": 0,
         "judge/prompt_tokens_count": 100,

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from servers import judge_server
 from tiny_run import ScriptedEngine, math_prompt, open_context, save_model, scored, tiny_config
 
-from r1fast.config import RejectionConfig
+from r1fast.config import Config, RejectionConfig
 from r1fast.policy import Policy
 from r1fast.records import Prompt
 from r1fast.stages import rejection
@@ -17,6 +18,7 @@ from r1fast.stages.rejection import reject, run_rejection
 from r1fast.stages.sft import read_examples
 
 OPTIONS = RejectionConfig(max_paragraph_tokens=12, min_language=0.75)
+port = pytest.fixture(scope="module")(judge_server)
 LOOP = "first add 3 + 4 = 7 . then "
 
 
@@ -93,6 +95,80 @@ def test_the_stage_writes_examples_and_general_data(tmp_path: Path, monkeypatch:
     assert kinds.count("math") == 12 and {*kinds} <= {"math", "general", "harmful"}
     assert engine.calls[0][0] == [prompt.id for prompt in context.source.prompts("train")[-6:]]
     assert all(example.response == example.response.strip() for example in examples)
+
+
+def graded(case: str, prompt: Prompt, number: int) -> str:
+    """Three right samples, and what the server is to say of the second; one that is wrong."""
+    said = ("case:best", f"case:{case}", "case:good", "case:best")[number]
+    return f"<think> first add {number} . </think> {said} \\boxed{{ {'99999' if number == 3 else prompt.answer} }}"
+
+
+def graded_config(folder: Path, port: int) -> Config:
+    """40 prompts in two parts."""
+    return tiny_config(
+        save_model(folder / "model"),
+        data__num_train=40,
+        rollout__rows=16,
+        rejection__prompts=40,
+        rejection__general_share=0.0,
+        rejection__min_language=0.0,
+        rejection__min_grade=0.9,
+        judge__endpoint=f"http://127.0.0.1:{port}/v1",
+        judge__model="judge-1",
+        judge__prompt_price=1.0,
+        judge__retries=0,
+    )
+
+
+def test_the_judge_keeps_what_it_grades_well(
+    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it was asked counts once, also what was asked before an interruption."""
+    config = graded_config(tmp_path, port)
+    asked = 0
+
+    def dying(prompt: Prompt, number: int) -> str:
+        nonlocal asked
+        asked += 1
+        if asked > 36 * 4:  # in the second part
+            raise KeyboardInterrupt
+        return graded("long", prompt, number)
+
+    monkeypatch.setattr(rejection, "make_engine", ScriptedEngine(dying))
+    with open_context(config, tmp_path / "run") as context:
+        save_model(context.directory("rl_1") / "checkpoint")
+        with pytest.raises(KeyboardInterrupt):
+            run_rejection(context, "rejection")
+    monkeypatch.setattr(rejection, "make_engine", ScriptedEngine(lambda prompt, n: graded("silent", prompt, n)))
+    with open_context(config, tmp_path / "run") as context:
+        context.truncate("rejection", 0)
+        result = run_rejection(context, "rejection")
+    found = {name.removeprefix("yield/"): count for name, count in result.items() if name.startswith("yield/")}
+    assert found == {"kept": 40, "judged low": 40 + 32, "without a grade": 8, "wrong": 40}
+    assert (result["judge/questions_count"], result["judge/failed_count"], result["judge/cut_off_count"]) == (
+        120,
+        0,
+        32,
+    )
+    assert result["judge/cost_count"] == pytest.approx(120 * 100 * 1e-6)
+    assert "32 of 96 replies were cut off at judge.max_tokens = 1024" in capsys.readouterr().out
+
+
+def test_a_judge_that_does_not_reply_stops_the_stage(
+    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its samples would be lost, and a later launch would not sample them again."""
+    config = graded_config(tmp_path, port)
+    monkeypatch.setattr(rejection, "make_engine", ScriptedEngine(lambda prompt, n: graded("forbidden", prompt, n)))
+    with open_context(config, tmp_path / "run") as context:
+        save_model(context.directory("rl_1") / "checkpoint")
+        with pytest.raises(RuntimeError, match=r"32 of 96 questions to judge\.endpoint had no reply .*HTTP 401"):
+            run_rejection(context, "rejection")
+    again = ScriptedEngine(lambda prompt, n: graded("best", prompt, n))
+    monkeypatch.setattr(rejection, "make_engine", again)
+    with open_context(config, tmp_path / "run") as context:
+        assert run_rejection(context, "rejection")["yield/kept"] == 80
+    assert [len(ids) for ids, _, _ in again.calls] == [32, 8]
 
 
 def test_enough_of_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

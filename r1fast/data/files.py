@@ -11,6 +11,7 @@ from pathlib import Path
 from r1fast.data.lines import JsonLines
 from r1fast.data.rows import Fault, Row, Rows
 from r1fast.data.tables import HubRows, ParquetRows, is_saved
+from r1fast.templates import RECIPES
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -19,8 +20,9 @@ def open_rows(name: str, columns: Sequence[str] | None = None) -> Rows:
     """The rows of `name`; of a table only `columns` (None: all).
 
     A file ending in .jsonl, .jsonl.gz or .parquet; a pattern of such (`part-*.parquet`), joined in the order of their
-    names; a directory of such files, or one that `datasets` saved (`DIRECTORY#SPLIT`); else a data set of the hub,
-    `OWNER/NAME[:SUBSET][#SPLIT]`. Raises ValueError for what is not there or cannot be read.
+    names; a directory of such files, or one that `datasets` saved (`DIRECTORY#SPLIT`); a file that lies with the
+    recipes; else a data set of the hub, `OWNER/NAME[:SUBSET][#SPLIT]`. Raises ValueError for what is not there or
+    cannot be read.
     """
     path = Path(name).expanduser()
     if any(sign in name for sign in "*?["):
@@ -36,7 +38,8 @@ def open_rows(name: str, columns: Sequence[str] | None = None) -> Rows:
             raise ValueError(f"{name}: a directory without {', '.join(SUFFIXES)} or a saved data set; name a file")
         return _joined(files, columns)
     if path.exists() or name.endswith(SUFFIXES):
-        return _open_file(path, columns)
+        beside = RECIPES / name
+        return _open_file(beside if beside.is_file() and not path.exists() else path, columns)
     if "#" in name and is_saved(Path(name.partition("#")[0]).expanduser()):
         return HubRows(name, columns)
     if name.startswith(("/", ".", "~")) or name.count("/") != 1:

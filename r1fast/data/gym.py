@@ -11,6 +11,7 @@ from r1fast.config import DataConfig
 from r1fast.records import Prompt
 from r1fast.source import Split
 
+LANGUAGES = "languages"  # of a task's arguments: language -> {phrase of the English question: the same in it}
 # A small task space (one-digit sums) repeats itself: give up after this many draws for every prompt wanted.
 _MAX_DRAWS = 20
 
@@ -52,6 +53,7 @@ def _draw(
     """`count` entries whose questions are not in `seen`, which grows."""
     if not count:
         return []
+    arguments, wordings = _wordings(name, arguments, "en" if language == "auto" else language)
     dataset = _dataset(name, {**arguments, "seed": first_seed, "size": count * _MAX_DRAWS})
     prompts: list[Prompt] = []
     for index in range(count * _MAX_DRAWS):
@@ -60,17 +62,18 @@ def _draw(
         if question in seen:
             continue
         seen.add(question)
+        spoken, phrases = wordings[len(prompts) % len(wordings)]
         prompts.append(
             Prompt(
                 id=f"{name}-{first_seed + index}",
-                text=question,
+                text=_in_words(name, question, spoken, phrases),
                 token_ids=(),
                 kind="gym",
-                language="en" if language == "auto" else language,  # reasoning-gym asks in English
+                language=spoken,
                 answer="" if entry["answer"] is None else str(entry["answer"]),
                 metadata={
                     "gym_dataset": name,
-                    "gym_config": json.dumps(dict(arguments), sort_keys=True),
+                    "gym_config": json.dumps(arguments, sort_keys=True),
                     "gym_entry": json.dumps(entry, default=str),
                 },
             )
@@ -78,6 +81,42 @@ def _draw(
         if len(prompts) == count:
             break
     return prompts
+
+
+Wording = tuple[str, Mapping[str, str]]  # a language, and what the English phrases are called in it
+
+
+def _wordings(name: str, arguments: Mapping[str, Any], own: str) -> tuple[dict[str, Any], list[Wording]]:
+    """The task's own arguments, and the languages in which its questions are asked in turn, reasoning-gym's first."""
+    rest = {key: value for key, value in arguments.items() if key != LANGUAGES}
+    wordings: list[Wording] = [(own, {})]
+    further = arguments.get(LANGUAGES, {})
+    if not isinstance(further, Mapping):
+        raise ValueError(
+            f"data.gym_tasks.{name}.{LANGUAGES} = {further!r} must be a table: [data.gym_tasks.{name}.{LANGUAGES}.es] "
+            "with the task's phrases in it"
+        )
+    for language, phrases in further.items():
+        is_table = isinstance(phrases, Mapping) and all(isinstance(text, str) for text in phrases.values())
+        if not is_table or not phrases:
+            raise ValueError(
+                f"data.gym_tasks.{name}.{LANGUAGES}.{language} = {phrases!r} must be a table of phrases: "
+                '"phrase of the English question" = "the same in this language"'
+            )
+        wordings.append((language, phrases))
+    return rest, wordings
+
+
+def _in_words(name: str, question: str, language: str, phrases: Mapping[str, str]) -> str:
+    """The question with its phrases in another language. Raises ValueError where it has none of them."""
+    if phrases and not any(phrase in question for phrase in phrases):
+        raise ValueError(
+            f"data.gym_tasks.{name}.{LANGUAGES}.{language}: the question {question!r} has none of the phrases "
+            f"{list(phrases)}; give one for every way in which the task asks"
+        )
+    for phrase, text in phrases.items():
+        question = question.replace(phrase, text)
+    return question
 
 
 def _first_seed(key: str) -> int:

@@ -38,7 +38,7 @@ def measure_difficulty(config: Config, out: Path, *, samples: int, num_prompts: 
         policy = load_model(config, Path(config.run.dir), "base", local_device(config))
         engine = make_engine(policy, config)
         scorer = Scorer({prompt.kind: {"accuracy": 1.0} for prompt in varieties(prompts)})
-        size = max(1, config.rl.rollout_rows // samples)
+        size = max(1, config.rollout.rows // samples)
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.exists():  # a line that a kill has torn would spoil the next one
             out.write_text("".join(f"{line}\n" for line in whole_lines(out)), encoding="utf-8")

@@ -12,7 +12,8 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -34,21 +35,22 @@ class EndpointError(Exception):
 
 @dataclass
 class Usage:
-    """What has been used; any thread may add to it."""
+    """What has been used; any thread may add to it. A question is a call and its retries, `failed` without a reply."""
 
+    questions: int = 0
+    failed: int = 0
     calls: int = 0
     retries: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cut_off: int = 0  # replies that reached judge.max_tokens
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def add(self, *, calls: int = 0, retries: int = 0, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
-        """Count."""
+    def add(self, **counts: int) -> None:
+        """Count, by the names above."""
         with self._lock:
-            self.calls += calls
-            self.retries += retries
-            self.prompt_tokens += prompt_tokens
-            self.completion_tokens += completion_tokens
+            for name, count in counts.items():
+                setattr(self, name, getattr(self, name) + count)
 
     def cost(self, config: JudgeConfig) -> float:
         """In the currency of the prices."""
@@ -67,6 +69,7 @@ class Endpoint:
     def __init__(self, config: JudgeConfig) -> None:
         self._config = config
         self.usage = Usage()
+        self.last_error = ""
         address = urlsplit(config.endpoint)
         if address.scheme not in ("http", "https") or not address.hostname or address.username or address.query:
             shown = repr(config.endpoint) if address.username is None else "an address with a password"
@@ -93,7 +96,16 @@ class Endpoint:
             "max_tokens": self._config.max_tokens,
             "seed": seed,
         }
-        payload, attempt = json.dumps(body).encode(), 0
+        self.usage.add(questions=1)
+        try:
+            return self._ask_again_and_again(json.dumps(body).encode(), deadline)
+        except EndpointError as error:
+            self.usage.add(failed=1)
+            self.last_error = str(error)
+            raise
+
+    def _ask_again_and_again(self, payload: bytes, deadline: float) -> str:
+        attempt = 0
         while True:
             try:
                 return self._ask_once(payload, deadline)
@@ -105,15 +117,41 @@ class Endpoint:
                 self.usage.add(retries=1)
                 time.sleep(wait_s)
 
-    def take_usage(self) -> Usage:
-        """What has been used since the last call; not while `ask` runs."""
+    def ask_all(self, prompts: Sequence[str]) -> list[str | EndpointError]:
+        """Replies in order, `concurrency` questions at a time, within `total_timeout_s`."""
+        deadline = time.monotonic() + self._config.total_timeout_s
+
+        def reply(prompt: str) -> str | EndpointError:
+            try:
+                return self.ask(prompt, deadline=deadline)
+            except EndpointError as error:
+                return error
+
+        with ThreadPoolExecutor(self._config.concurrency) as threads:
+            return list(threads.map(reply, prompts))
+
+    def take_metrics(self) -> dict[str, float]:
+        """Counts since the last call, the cost in the currency of the prices; not while `ask` runs.
+
+        Those of steps and ranks add up.
+        """
         usage, self.usage = self.usage, Usage()
-        return usage
+        return {
+            "judge/questions_count": usage.questions,
+            "judge/failed_count": usage.failed,
+            "judge/cut_off_count": usage.cut_off,
+            "judge/calls_count": usage.calls,
+            "judge/retries_count": usage.retries,
+            "judge/prompt_tokens_count": usage.prompt_tokens,
+            "judge/reply_tokens_count": usage.completion_tokens,
+            "judge/cost_count": usage.cost(self._config),
+        }
 
     def _ask_once(self, payload: bytes, deadline: float) -> str:
         timeout_s = min(self._config.timeout_s, deadline - time.monotonic())
         if timeout_s <= 0:
-            raise EndpointError("timeout", "no time is left", again=False)
+            total_s = self._config.total_timeout_s
+            raise EndpointError("timeout", f"no time is left of judge.total_timeout_s = {total_s:g}", again=False)
         self.usage.add(calls=1)
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=timeout_s)
@@ -148,7 +186,8 @@ class Endpoint:
     def _content(self, text: bytes) -> str:
         try:
             reply: Any = json.loads(text)
-            content = reply["choices"][0]["message"]["content"]
+            choice = reply["choices"][0]
+            content = choice["message"]["content"]
             if not isinstance(content, str):
                 raise TypeError(f"content is {type(content).__name__}")
             usage = reply.get("usage") or {}
@@ -157,7 +196,8 @@ class Endpoint:
             said = self._shown(text, 80)
             message = f"no chat completion ({type(error).__name__}): {said!r}"
             raise EndpointError("crash", message, again=True) from None
-        self.usage.add(prompt_tokens=counts[0], completion_tokens=counts[1])
+        cut_off = int(choice.get("finish_reason") == "length")
+        self.usage.add(prompt_tokens=counts[0], completion_tokens=counts[1], cut_off=cut_off)
         return content
 
     def _shown(self, text: bytes, length: int) -> str:

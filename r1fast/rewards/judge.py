@@ -114,15 +114,8 @@ class Judge:
         return pairs
 
     def take_metrics(self) -> dict[str, float]:
-        """Counts since the last call, the cost in the currency of the prices; those of steps and ranks add up."""
-        usage = self._endpoint.take_usage()
-        return {
-            "judge/calls_count": usage.calls,
-            "judge/retries_count": usage.retries,
-            "judge/prompt_tokens_count": usage.prompt_tokens,
-            "judge/reply_tokens_count": usage.completion_tokens,
-            "judge/cost_count": usage.cost(self._config),
-        }
+        """As the server's `Endpoint.take_metrics`."""
+        return self._endpoint.take_metrics()
 
     def _batch(self, items: Sequence[Item], act: Callable[[Item, float], Result]) -> list[Result]:
         deadline = time.monotonic() + self._config.total_timeout_s

@@ -13,6 +13,7 @@ from r1fast.sampling import Sampling
 from r1fast.source import Example
 from r1fast.stages.chain_filters import repeats
 from r1fast.stages.harvest import Harvest, YieldTable, source_of, write_examples
+from r1fast.stages.rewrite import make_rewriting
 
 
 def run_cold_start(context: RunContext, stage: str) -> dict[str, float]:
@@ -21,11 +22,13 @@ def run_cold_start(context: RunContext, stage: str) -> dict[str, float]:
     options = config.cold_start
     with context.stop.interruptible():
         policy = context.load("r1_zero")
-        engine = make_engine(policy, config)
+        engine = make_engine(policy, config, context.ranks.pulse.beat)
         prompts = context.prompts(policy, context.source.prompts("train")[: options.prompts])
+        rewriting = make_rewriting(context, config)
+    min_language = options.min_language if rewriting is None else 0.0  # else of what the rewriting makes of it
 
     def verdict_and_text(item: ScoredRollout) -> tuple[str, str]:
-        verdict, example = judge(context, item, options.min_language)
+        verdict, example = judge(context, item, min_language)
         return verdict, "" if example is None else example.response
 
     harvest = Harvest(
@@ -35,6 +38,7 @@ def run_cold_start(context: RunContext, stage: str) -> dict[str, float]:
         sampling=Sampling(temperature=options.temperature, max_tokens=options.max_tokens, stage=stage, visit=0),
         samples_per_prompt=options.samples_per_prompt,
         judge=verdict_and_text,
+        review=rewriting,
     )
     report: YieldTable = {}
     kept: list[Example] = []
@@ -46,7 +50,7 @@ def run_cold_start(context: RunContext, stage: str) -> dict[str, float]:
         if verdict == "kept":
             per_prompt[prompt.text] += 1
             kept.append(Example(prompt=prompt, response=text))
-    return write_examples(context, stage, kept[: options.max_kept], report)
+    return {**write_examples(context, stage, kept[: options.max_kept], report), **harvest.costs}
 
 
 def judge(context: RunContext, item: ScoredRollout, min_language: float) -> tuple[str, Example | None]:

@@ -73,7 +73,7 @@ def run_evaluation(context: RunContext, stage: str) -> dict[str, Any]:
 
 def _read(context: RunContext, policy: Policy, stage: str) -> Reading:
     config = context.config.for_stage(stage)
-    engine = make_engine(policy, config)
+    engine = make_engine(policy, config, context.ranks.pulse.beat)
     try:
         return _read_with(context, engine, policy, config, stage)
     finally:
@@ -96,7 +96,8 @@ def _read_with(context: RunContext, engine: Engine, policy: Policy, config: Conf
     general = context.source.general_prompts("held_out")
     reading.row.update({"refusal": None, "reward_model": None})
     if general:
-        rewards = load_model_rewards(context, KINDS) if context.result("reward_models") else {}
+        idles = context.config.for_stage("evaluation").optimizer.offload_idle_models
+        rewards = load_model_rewards(context, KINDS, idles=idles) if context.result("reward_models") else {}
         written = context.prompts(policy, general)
         reading.row.update(read_general(context, engine, written, rewards=rewards, config=config))
     if not options.high_temperature_samples:

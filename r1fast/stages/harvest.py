@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from r1fast.context import RunContext, write_json, write_lines
 from r1fast.data.prompts import varieties
+from r1fast.distributed import merge
 from r1fast.progress import Progress
 from r1fast.records import Prompt, ScoredRollout
 from r1fast.rollout.backend import Engine, release
@@ -22,14 +24,37 @@ BATCHES_PER_PART = 8
 
 Judged = tuple[Prompt, str, str]  # of a sample: its prompt, a filter's verdict (`kept` for one that passes), its text
 
+# Of the questions of a part that a server leaves without a reply: above it the stage stops and the part is not saved.
+MAX_FAILED_SHARE = 0.1
+
 YieldTable = dict[str, Counter[str]]  # source of prompts -> verdict -> samples
+
+
+class Review(Protocol):
+    """What a rank's share of a part is shown to after `judge`, all at once: it asks a model, or a server."""
+
+    @property
+    def last_error(self) -> str:
+        """Why a server did not reply; empty while it did."""
+        ...
+
+    def __call__(
+        self, scored: Sequence[ScoredRollout], verdicts: Sequence[tuple[str, str]], scorer: Scorer
+    ) -> list[tuple[str, str]]:
+        """Samples, their verdicts and texts, a scorer of accuracy and format -> verdicts and texts in that order."""
+        ...
+
+    def take_metrics(self) -> dict[str, float]:
+        """What a server was asked since the last call, as `Endpoint.take_metrics`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Harvest:
     """`samples_per_prompt` samples of every prompt, scored by accuracy and format and judged.
 
-    `judge`: verdict and text of a sample; the text of one that is not kept may be empty.
+    `judge`: verdict and text of a sample; the text of one that is not kept may be empty. `costs`: what the review's
+    server was asked by all ranks, also before an interruption.
     """
 
     context: RunContext
@@ -38,11 +63,14 @@ class Harvest:
     sampling: Sampling
     samples_per_prompt: int
     judge: Callable[[ScoredRollout], tuple[str, str]]
+    review: Review | None = None
+    costs: dict[str, float] = field(default_factory=dict)
 
     def run(self, prompts: Sequence[Prompt]) -> list[Judged]:
         """All samples in the order of the prompts, the same on every rank and for any number of ranks.
 
-        Parts that were finished before an interruption are not sampled again. Releases the engine.
+        Parts that were finished before an interruption are not sampled again. Releases the engine. Raises RuntimeError
+        where the review's server leaves more than `MAX_FAILED_SHARE` of a part's questions without a reply.
         """
         context, stage = self.context, self.stage
         samples_of_part = BATCHES_PER_PART * self.engine.rows * context.ranks.world_size
@@ -51,36 +79,64 @@ class Harvest:
         context.console.stage_start(stage, len(starts), f"{len(prompts)} prompts x {self.samples_per_prompt}")
         progress = Progress(context, stage)
         kinds = {prompt.kind for prompt in varieties(context.source.prompts("train"))}
-        scorer = Scorer({kind: {"accuracy": 1.0, "format": 0.0} for kind in kinds})
+        scorer = Scorer({kind: {"accuracy": 1.0, "format": 0.0} for kind in kinds}, pulse=context.ranks.pulse)
         found: list[Judged] = []
         try:
             for number, start in enumerate(starts, start=1):
                 began = time.perf_counter()
                 part = list(prompts[start : start + size])
                 name = f"prompts-{start}-{start + len(part)}"
-                verdicts = progress.part(name)
-                if verdicts is None:
+                finished: dict[str, Any] | None = progress.part(name)
+                if finished is None:
                     with context.stop.interruptible():
-                        verdicts = self._judge(part, scorer)
-                    progress.save_part(name, verdicts)
+                        verdicts, costs = self._judge(part, scorer)
+                    finished = {"verdicts": verdicts, "costs": costs}
+                    progress.save_part(name, finished)
+                verdicts, costs = finished["verdicts"], finished["costs"]
+                self.costs.update(merge([self.costs, costs]))
                 found += [(part[place], verdict, text) for place, verdict, text in verdicts]
                 kept = sum(verdict == "kept" for _, verdict, _ in verdicts) / len(verdicts)
                 values = {"samples": len(verdicts), "kept": kept, "time/part_s": time.perf_counter() - began}
-                context.log(stage, number, values)
+                context.log(stage, number, {**values, **costs})
         finally:
             scorer.close()
             release(self.engine)
         return found
 
-    def _judge(self, prompts: Sequence[Prompt], scorer: Scorer) -> list[tuple[int, str, str]]:
-        """(place of the prompt, verdict, text) of every sample, sampled by all ranks and known to each."""
+    def _judge(self, prompts: Sequence[Prompt], scorer: Scorer) -> tuple[list[tuple[int, str, str]], dict[str, float]]:
+        """(place of the prompt, verdict, text) of every sample, and what they cost: of all ranks and known to each."""
         places = self.context.ranks.shard(range(len(prompts)))
         own = [prompts[place] for place in places]
-        scored = scorer.score_groups(own, self.engine.groups(own, self.samples_per_prompt, self.sampling))
-        judged = [(places[number // self.samples_per_prompt], *self.judge(item)) for number, item in enumerate(scored)]
+        with self.context.ranks.pulse.during("rollout"):
+            scored = list(scorer.score_groups(own, self.engine.groups(own, self.samples_per_prompt, self.sampling)))
+        verdicts = [self.judge(item) for item in scored]
+        if self.review is not None:
+            verdicts = self.review(scored, verdicts, scorer)
+        judged = [(places[number // self.samples_per_prompt], *found) for number, found in enumerate(verdicts)]
         parts = self.context.ranks.gather_objects(judged)
         # a stable sort: the samples of a prompt, all of one rank, keep their order
-        return sorted((row for part in parts for row in part), key=lambda row: row[0])
+        rows = sorted((row for part in parts for row in part), key=lambda row: row[0])
+        if self.review is None:
+            return rows, {}
+        costs = self.context.ranks.reduce(self.review.take_metrics())
+        self._check_replies(costs, self.context.ranks.gather_objects(self.review.last_error))
+        return rows, costs
+
+    def _check_replies(self, costs: Mapping[str, float], errors: Sequence[str]) -> None:
+        asked, failed = costs.get("judge/questions_count", 0), costs.get("judge/failed_count", 0)
+        if failed > max(1, MAX_FAILED_SHARE * asked):
+            raise RuntimeError(
+                f"{self.stage}: {failed:.0f} of {asked:.0f} questions to judge.endpoint had no reply (allowed share "
+                f"{MAX_FAILED_SHARE}); the last error: {next(filter(None, errors))}. See to the server, or raise "
+                "judge.timeout_s, judge.total_timeout_s or judge.concurrency, and start again: what was finished "
+                "before is kept, these samples are not"
+            )
+        if costs.get("judge/cut_off_count", 0):
+            limit = self.context.config.for_stage(self.stage).judge.max_tokens
+            self.context.console.warn(
+                f"{self.stage}: {costs['judge/cut_off_count']:.0f} of {asked:.0f} replies were cut off at "
+                f"judge.max_tokens = {limit}, and count without what they lack: raise it"
+            )
 
 
 def source_of(prompt: Prompt) -> str:

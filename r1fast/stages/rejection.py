@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from r1fast.config import RejectionConfig
 from r1fast.context import RunContext
 from r1fast.policy import Policy
 from r1fast.records import ScoredRollout
+from r1fast.rewards.judge import Judge
 from r1fast.rewards.response import parse_response, response_text
 from r1fast.rollout.backend import make_engine
 from r1fast.sampling import Sampling
+from r1fast.scorer import Scorer
 from r1fast.source import Example
 from r1fast.stages.chain_filters import ChainLimits, chain_faults
 from r1fast.stages.harvest import Harvest, YieldTable, source_of, write_examples
@@ -23,7 +26,7 @@ def run_rejection(context: RunContext, stage: str) -> dict[str, float]:
     options = config.rejection
     with context.stop.interruptible():
         policy = context.load("rl_1")
-        engine = make_engine(policy, config)
+        engine = make_engine(policy, config, context.ranks.pulse.beat)
         prompts = context.prompts(policy, context.source.prompts("train")[-options.prompts :])
 
     def verdict_and_text(item: ScoredRollout) -> tuple[str, str]:
@@ -37,6 +40,7 @@ def run_rejection(context: RunContext, stage: str) -> dict[str, float]:
         sampling=Sampling(temperature=options.temperature, max_tokens=options.max_tokens, stage=stage, visit=0),
         samples_per_prompt=options.samples_per_prompt,
         judge=verdict_and_text,
+        review=Grading(Judge(config.judge), options.min_grade) if options.min_grade else None,
     )
     report: YieldTable = {}
     per_prompt: Counter[str] = Counter()  # by question: ids of several files may be the same
@@ -56,7 +60,37 @@ def run_rejection(context: RunContext, stage: str) -> dict[str, float]:
     if options.general_share:
         count = round(len(kept) * options.general_share / (1 - options.general_share))
         kept += context.source.general_examples(count, config.run.seed)
-    return write_examples(context, stage, kept, report)
+    return {**write_examples(context, stage, kept, report), **harvest.costs}
+
+
+@dataclass(frozen=True)
+class Grading:
+    """A review by the judge of [judge]: of what the filters kept only what it grades `min_grade` or better."""
+
+    judge: Judge
+    min_grade: float
+
+    @property
+    def last_error(self) -> str:
+        """The judge's."""
+        return self.judge.last_error
+
+    def __call__(
+        self, scored: Sequence[ScoredRollout], verdicts: Sequence[tuple[str, str]], scorer: Scorer
+    ) -> list[tuple[str, str]]:
+        """The verdicts after it; a sample whose reply holds no grade is not kept."""
+        found = list(verdicts)
+        kept = [number for number, (verdict, _) in enumerate(found) if verdict == "kept"]
+        for number, score in zip(kept, self.judge.grade([scored[number].rollout for number in kept]), strict=True):
+            if score.outcome != "ok":
+                found[number] = "without a grade", ""
+            elif score.value < self.min_grade:
+                found[number] = "judged low", ""
+        return found
+
+    def take_metrics(self) -> dict[str, float]:
+        """The judge's."""
+        return self.judge.take_metrics()
 
 
 def reject(item: ScoredRollout, options: RejectionConfig, policy: Policy) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from r1fast.bad_step import require_good
 from r1fast.config import Config
 from r1fast.context import RunContext
 from r1fast.metrics import ratios
+from r1fast.optimizers import load_saved_form, make_optimizer, saved_form
 from r1fast.progress import Progress
 from r1fast.readings import Sums
 from r1fast.records import Rollout
@@ -20,6 +22,7 @@ from r1fast.reward_model import RewardModel, pairwise_loss, pointwise_loss, summ
 from r1fast.rewards.response import response_text
 from r1fast.schedule import at, cosine
 from r1fast.source import PreferencePair, SafetyExample
+from r1fast.step_guard import StepGuard
 from r1fast.stream import Stream
 
 KINDS = ("helpful", "safe")
@@ -50,12 +53,14 @@ def run_reward_models(context: RunContext, stage: str) -> dict[str, float]:
             items = training_items(context, model, kind, options.pairs, seed)
         training = Training(context, stage, model, items, kind, config)
         training.resume(begun)
-        with context.stop.held():
+        with context.stop.held(), context.ranks.pulse.during("training"):
             while training.step < num_steps(config):
                 training.update(number * num_steps(config))
-                state = partial(_state, measured, training)
-                progress.step_done(number * num_steps(config) + training.step, state)
-        measured[kind] = held_out_accuracy(context, model, kind, options.held_out_pairs, seed)
+                state = partial(_state, dict(measured), training, training.positions())
+                progress.step_done(number * num_steps(config) + training.step, state, alone=True)
+        context.ranks.pulse.safe.withdraw()
+        with context.ranks.pulse.during("evaluation"):
+            measured[kind] = held_out_accuracy(context, model, kind, options.held_out_pairs, seed)
         context.save_model(stage, kind, model.save)
         begun = {}
         progress.save((number + 1) * num_steps(config), {"measured": measured, "training": begun})
@@ -71,8 +76,8 @@ def run_reward_models(context: RunContext, stage: str) -> dict[str, float]:
     return result
 
 
-def _state(measured: dict[str, float], training: Training) -> dict[str, Any]:
-    return {"measured": measured, "training": training.state_dict()}
+def _state(measured: dict[str, float], training: Training, positions: Mapping[str, Any]) -> dict[str, Any]:
+    return {"measured": measured, "training": {**training.weights(), **positions}}
 
 
 Item = tuple[list[int], list[int]] | tuple[list[int], float]
@@ -117,9 +122,10 @@ class Training:
         self.context, self.stage, self.model, self.kind, self.config = context, stage, model, kind, config
         self.stream = Stream(items, f"{stage} {kind} {config.run.seed}")
         self.parameters = list(model.module.parameters())
-        betas = (config.optimizer.beta1, config.optimizer.beta2)
-        self.optimizer = torch.optim.AdamW(self.parameters, betas=betas, weight_decay=0.0)
+        groups = [{"params": self.parameters, "weight_decay": 0.0}]
+        self.optimizer = make_optimizer(groups, config.optimizer, fused=False)
         self.step = 0
+        self.guard = StepGuard(config.faults, f"{stage} {kind}", context.console.warn)
 
     def update(self, offset: int) -> None:
         """One optimizer step, logged as step `offset` + its number."""
@@ -128,30 +134,54 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self.context.ranks.shard(self.stream.take(self.step * options.batch_size, options.batch_size))
-        loss, right = _loss(self.model, batch)
-        (loss / options.batch_size).backward()  # type: ignore[no-untyped-call]
-        sum_gradients(self.context, self.parameters)
-        max_grad_norm = at(self.config.optimizer.max_grad_norm, self.step) or math.inf
-        torch.nn.utils.clip_grad_norm_(self.parameters, max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        found = self.guard.update(partial(self._update, batch), offset + self.step + 1)
         self.step += 1
-        sums = Sums()
-        sums.add(f"{self.kind}_loss", float(loss.detach()), count=len(batch))
-        sums.add(f"{self.kind}_accuracy", right, count=len(batch))
-        values = {**ratios(self.context.ranks.reduce(sums)), "lr": rate, "time/step_s": time.perf_counter() - start}
+        sums = {name: value for name, value in found.items() if name.startswith(self.kind)}
+        values = {**ratios(sums), "lr": rate, **self.guard.figures(), "time/step_s": time.perf_counter() - start}
         self.context.log(self.stage, offset + self.step, values)
 
+    def _update(self, batch: Sequence[Item], most_norm: float) -> dict[str, float]:
+        """The optimizer step; raises BadStep as `Trainer.step`."""
+        options, ranks = self.config.reward_model, self.context.ranks
+        loss, right = _loss(self.model, batch)
+        (loss / options.batch_size).backward()  # type: ignore[no-untyped-call]
+        ranks.pulse.beat("micro-batch")
+        sum_gradients(self.context, self.parameters)
+        max_grad_norm = at(self.config.optimizer.max_grad_norm, self.step) or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, max_grad_norm))
+        own = Sums()
+        own.add(f"{self.kind}_loss", float(loss.detach()), count=len(batch))
+        own.add(f"{self.kind}_accuracy", right, count=len(batch))
+        sums = ranks.reduce(own)
+        sums = {**sums, "loss_sum": sums[f"{self.kind}_loss_sum"], "grad_norm_sum": norm}
+        try:
+            require_good(sums, norm, num_steps=self.step, version=self.step, most_norm=most_norm)
+            ranks.pulse.safe.withdraw()
+            self.optimizer.step()
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+        return sums
+
+    def positions(self) -> dict[str, Any]:
+        """Of what the next step depends on, what is small."""
+        return {"step": self.step, "guard": self.guard.state_dict()}
+
+    def weights(self) -> dict[str, Any]:
+        """The rest of it; the tensors are the live ones."""
+        optimizer = saved_form(self.optimizer, self.config.optimizer, self.step)
+        return {"model": self.model.module.state_dict(), "optimizer": optimizer}
+
     def state_dict(self) -> dict[str, Any]:
-        """What the next step depends on; the tensors are the live ones."""
-        return {"step": self.step, "model": self.model.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """What the next step depends on."""
+        return {**self.positions(), **self.weights()}
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Continue bitwise from a `state_dict()`; an empty one changes nothing."""
         if state:
             self.step = state["step"]
+            self.guard.load_state_dict(state["guard"])
             self.model.module.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_saved_form(self.optimizer, self.config.optimizer, state["optimizer"], self.step)
 
 
 def sum_gradients(context: RunContext, parameters: Sequence[torch.nn.Parameter]) -> None:
@@ -192,16 +222,23 @@ def safety_accuracy(model: RewardModel, items: Sequence[SafetyExample]) -> float
     return sum((value > 0) == item.safe for value, item in zip(scores, items, strict=True)) / len(items)
 
 
-def load_model_rewards(context: RunContext, names: Iterable[str]) -> dict[str, TrainedReward]:
-    """The trained reward models among `names`, as functions of whole batches with values in [0, 1]."""
+def load_model_rewards(context: RunContext, names: Iterable[str], *, idles: bool = False) -> dict[str, TrainedReward]:
+    """The trained reward models among `names`, as functions of whole batches with values in [0, 1].
+
+    `idles`: their weights are in the host's memory but while they score.
+    """
     wanted = [name for name in KINDS if name in set(names)]
     if not wanted:
         return {}
     directory = context.directory("reward_models")
     policy = context.load("sft_2", stage="reward_models")
-    return {
-        name: as_reward(RewardModel.load(directory / name, policy), summary_only=name == "helpful") for name in wanted
-    }
+    rewards = {}
+    for name in wanted:
+        model = RewardModel.load(directory / name, policy)
+        if idles:
+            model.idle()
+        rewards[name] = as_reward(model, summary_only=name == "helpful")
+    return rewards
 
 
 def as_reward(model: RewardModel, *, summary_only: bool) -> TrainedReward:

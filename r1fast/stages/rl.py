@@ -6,25 +6,26 @@ import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
 
+from r1fast.best_model import BestModel
 from r1fast.config import Config, user_input
 from r1fast.context import START, RunContext
 from r1fast.diagnosis import why_stalled
 from r1fast.evaluate import dev_reading
 from r1fast.kernels.group_advantage import group_advantage
 from r1fast.logp_gap import LogpGap, max_ratio
+from r1fast.lora import add_adapters, save_trained
 from r1fast.metrics import ratios
-from r1fast.packing import pack
 from r1fast.policy import Policy
 from r1fast.progress import Progress
 from r1fast.readings import Sums, group_sums, sample_sums
-from r1fast.records import Batch, Prompt, ScoredRollout, Sequence
+from r1fast.records import Batch, Prompt, ScoredRollout
+from r1fast.reference import make_reference
 from r1fast.rewards.judge import Judge
 from r1fast.rollout.backend import make_engine, release, take_sums
 from r1fast.rollout.engine import RolloutEngine
@@ -33,10 +34,15 @@ from r1fast.samples import pick_groups
 from r1fast.sampling import Sampling
 from r1fast.schedule import at, with_warmup
 from r1fast.scorer import ModelReward, Scorer
+from r1fast.sequence_parallel import SequenceLogprobs
+from r1fast.stages.minibatches import Minibatch, Packing, split_rollout
 from r1fast.stages.reward_models import load_model_rewards
+from r1fast.step_dump import StepArguments, dumper
+from r1fast.step_guard import StepGuard
 from r1fast.stop import Stopped
-from r1fast.stream import Stream, permutation
-from r1fast.trainer import Trainer, global_denominator, score
+from r1fast.stream import Stream
+from r1fast.trainer import Logprobs, global_denominator, score
+from r1fast.trainers import make_trainer
 
 DIAGNOSE_EVERY_STEPS = 10
 MAX_REFILLS = 4  # rounds of new prompts per rollout when groups without variance are replaced
@@ -47,16 +53,8 @@ def run_rl(context: RunContext, stage: str) -> dict[str, float]:
     with context.stop.interruptible():
         loop = RLLoop(context, stage)
     loop.run()
-    context.save_model(stage, "checkpoint", loop.policy.save)
+    save_trained(context, stage, loop.policy, loop.config.lora)
     return {"steps": loop.config.rl.steps, **loop.last_dev}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Minibatch:
-    """What one optimizer step trains on; `left_out` have no gradient and only count in the denominator."""
-
-    batches: list[Batch]
-    left_out: list[Sequence]
 
 
 class RLLoop:
@@ -71,17 +69,24 @@ class RLLoop:
         self.config: Config = context.config.for_stage(stage)
         rl, seed = self.config.rl, self.config.run.seed
         self.policy: Policy = context.load(START[stage], stage=stage)
-        self.logprobs = strict_logprobs if rl.strict else None
-        self.trainer = Trainer(self.policy, self.config.optimizer, ranks=context.ranks, logprobs=self.logprobs)
+        with user_input():
+            add_adapters(self.policy, self.config.lora, f"{stage} adapters {seed}")
+        self.ranks = context.ranks.in_sequence_groups(self.config.distributed.sequence_parallel)
+        self.logprobs: Logprobs | None = strict_logprobs if rl.strict else None
+        if self.ranks.sequence_parallel > 1:
+            self.logprobs = SequenceLogprobs(self.ranks)
+        self.reference = make_reference(self.policy, self.config)
+        self.trainer = make_trainer(self.policy, self.config, self.ranks, self.logprobs)
         self.gap = LogpGap(self.config.loss, context.console.warn, strict=rl.strict)
-        self.engine = make_engine(self.policy, self.config)
-        self.reference = self.policy.copy() if self.config.loss.kl != "none" else None
+        self.guard = StepGuard(self.config.faults, stage, context.console.warn)
+        self.engine = make_engine(self.policy, self.config, context.ranks.pulse.beat)
         self.judge: Judge | None = None
         self.scorer = Scorer(
             self.config.rewards,
             model_rewards=self._model_rewards(),
             custom=self.config.scoring.custom,
             gate=self.config.scoring.gate,
+            pulse=context.ranks.pulse,
         )
         self.prompts = Stream(context.prompts(self.policy, context.source.prompts("train")), f"{stage} {seed}")
         self.general: Stream[Prompt] | None = None
@@ -90,7 +95,8 @@ class RLLoop:
             self.general = Stream(general, f"{stage} general {seed}")
         self.dev = context.prompts(self.policy, context.source.prompts("dev")[: rl.dev_problems])
         self.step, self.cursor, self.general_cursor = 0, 0, 0
-        self.progress = Progress(context, stage)
+        self.places: dict[str, int] = {}  # of the rollout's prompts of all ranks, by id
+        self.progress, self.best = Progress(context, stage), BestModel(context, stage)
         self.temperature = self._temperature()
         self.last_dev: dict[str, float] = {}
         self.history: list[Mapping[str, float]] = []
@@ -117,7 +123,8 @@ class RLLoop:
             with self.context.stop.held():
                 while self.step < rl.steps:
                     self._rollout_and_update()
-                    self.progress.step_done(self.step, self._state)
+                    state = partial(self._state, self._positions())
+                    self.progress.step_done(self.step, state, alone=self.config.distributed.engine == "torch")
         finally:
             self.scorer.close()
             release(self.engine)
@@ -127,7 +134,8 @@ class RLLoop:
         # of the whole rollout, also where the schedule changes between its updates
         self.temperature = self._temperature()
         self._before_generating()
-        scored = self._collect_or_stop()
+        with self.context.ranks.pulse.during("rollout"):
+            scored = self._collect_or_stop()
         self._after_generating()
         times = {"time/rollout_s": time.perf_counter() - start, **self.scorer.take_times()}
         groups = [
@@ -141,6 +149,10 @@ class RLLoop:
         if self.judge is not None:
             sums.update(self.judge.take_metrics())
         self._write_samples(scored)
+        with self.context.ranks.pulse.during("training"):
+            self._updates(scored, sums, times)
+
+    def _updates(self, scored: Seq[ScoredRollout], sums: Sums, times: Mapping[str, float]) -> None:
         updates = min(self.config.rl.updates_per_rollout, self.config.rl.steps - self.step)
         minibatches = self._minibatches(scored)
         old = None
@@ -174,14 +186,14 @@ class RLLoop:
         rate = with_warmup(at(rl.lr, self.step), self.step, rl.warmup_steps)
         ref = None
         if self.reference is not None and loss.kl_coef > 0:
-            ref = self._score(self.reference, batches)
-        run = partial(
-            self.trainer.step,
-            batches,
+            beat = self.context.ranks.pulse.beat
+            ref = self.reference.score(batches, temperature=self.temperature, logprobs=self.logprobs, beat=beat)
+        arguments = StepArguments(
+            batches=batches,
             denominator=global_denominator(
                 loss.aggregate,
                 batches,
-                self.context.ranks,
+                self.ranks,
                 tokens_per_sequence=at(rl.max_tokens, self.step),
                 left_out=minibatch.left_out,
             ),
@@ -190,19 +202,29 @@ class RLLoop:
             old_logp=old,
             ref_logp=ref,
         )
-        update_sums = self.gap.update(lambda loss, check: run(loss=loss, check=check), loss, self.step)
+        run = partial(self.trainer.step, **vars(arguments))
+        update_sums = self.guard.update(
+            lambda most_norm: self.gap.update(
+                lambda loss, check: run(loss=loss, check=check, most_norm=most_norm), loss, self.step
+            ),
+            self.step + 1,
+            dumper(self.context, self.stage, self.step + 1, self.trainer, arguments, lambda: self.gap.in_force(loss)),
+        )
         self.step += 1
         if self.reference is not None and rl.reference_refresh_steps and self.step % rl.reference_refresh_steps == 0:
-            self.reference.copy_weights_(self.policy)
+            self.context.ranks.pulse.safe.withdraw()  # the update before may have been skipped
+            self.reference.refresh(self.policy)
         update_s = time.perf_counter() - start
-        values = {**ratios(self.context.ranks.reduce(sums)), **ratios(update_sums), "lr": rate}
-        values |= {**times, "time/update_s": update_s}
+        values = {**ratios(self.context.ranks.reduce(sums)), **ratios(update_sums), "lr": rate, **self.guard.figures()}
+        values |= {**minibatch.figures, **times, "time/update_s": update_s, "time/save_s": self.progress.take_save_s()}
         if "logp_gap_max" in values:
             values["rollout_ratio_max"] = max_ratio(values["logp_gap_max"])
         if "length" in values:
-            values["time/tokens_per_s"] = sums["length_sum"] * self.context.ranks.world_size / times["time/rollout_s"]
+            num_tokens = sums.get("length_sum", 0.0) * self.context.ranks.world_size
+            values["time/tokens_per_s"] = num_tokens / times["time/rollout_s"]
         if rl.dev_every_steps and (self.step % rl.dev_every_steps == 0 or self.step == rl.steps):
             values |= self._dev_evaluation()
+            values |= self.best.offer(self.step, self.last_dev, self.policy.save)
         self.context.log(self.stage, self.step, values)
         self.history.append(values)
         if self.step % DIAGNOSE_EVERY_STEPS == 0:
@@ -217,14 +239,15 @@ class RLLoop:
 
         Not with several processes: one that stops alone would leave the others waiting for it.
         """
-        before = self._state()
+        before = self.cursor, self.general_cursor
         alone = self.context.ranks.world_size == 1
         try:
             with self.context.stop.interruptible() if alone else nullcontext():
                 return self._collect()
         except Stopped:
+            self.cursor, self.general_cursor = before
             if self.progress.saved_step != self.step:
-                self.progress.save(self.step, before)
+                self.progress.save(self.step, self._state(self._positions()))
             raise
 
     def _collect(self) -> list[ScoredRollout]:
@@ -234,6 +257,7 @@ class RLLoop:
         wanted_general = rl.updates_per_rollout * at(rl.general_prompts_per_step, self.step)
         num_groups = wanted + wanted_general
         kept: list[ScoredRollout] = []
+        self.places = {}
         for _ in range(MAX_REFILLS if rl.zero_variance == "refill" else 1):
             prompts = self.prompts.take(self.cursor, wanted)
             self.cursor += wanted
@@ -242,15 +266,16 @@ class RLLoop:
                 self.general_cursor += wanted_general
             # where an epoch ends a prompt may come twice: it is sampled once, both would get the same samples
             distinct = list({prompt.id: prompt for prompt in prompts}.values())
+            self.places |= {prompt.id: len(self.places) + number for number, prompt in enumerate(distinct)}
             scored = self._sample(self.context.ranks.shard(distinct))
             if rl.zero_variance != "refill":
                 return scored
             kept += with_variance(scored, rl.group_size)
-            missing = num_groups - self.context.ranks.reduce({"groups_sum": len(kept) / rl.group_size})["groups_sum"]
-            if missing <= 0:
+            found = self.context.ranks.reduce({"groups_sum": len(kept) / rl.group_size})["groups_sum"]
+            if found >= num_groups:
                 break
-            wanted, wanted_general = round(missing), 0
-        return kept or scored
+            wanted, wanted_general = round(num_groups - found), 0
+        return kept if found else scored  # all ranks the same
 
     def _sample(self, prompts: list[Prompt]) -> list[ScoredRollout]:
         rl = self.config.rl
@@ -271,34 +296,30 @@ class RLLoop:
         return [replace(item, advantage=value) for item, value in zip(scored, advantages.tolist(), strict=True)]
 
     def _minibatches(self, scored: Seq[ScoredRollout]) -> list[Minibatch]:
-        """The rollout split at random into one mini-batch per optimizer step."""
+        """This rank's share of the mini-batches, one per optimizer step, into which all ranks' rollout is split."""
+        packing = Packing(
+            micro_batch_tokens=self.config.optimizer.micro_batch_tokens,
+            num_vocab=self.policy.head_weight.shape[0],
+            # on CUDA varlen_attn runs whole sequences; slices have no parents
+            share_prompts=self.policy.device.type == "cpu" and self.ranks.sequence_parallel == 1,
+            skip=self.config.rl.zero_variance == "skip",
+        )
+        key = f"minibatches {self.stage} {self.config.run.seed} {self.step}"
         updates = self.config.rl.updates_per_rollout
-        order = permutation(len(scored), f"minibatches {self.stage} {self.config.run.seed} {self.step}")
-        if updates == 1:
-            order = list(range(len(scored)))
-        bounds = [len(scored) * number // updates for number in range(updates + 1)]  # sizes differ by one at most
-        budget = self.config.optimizer.micro_batch_tokens
-        sequences = [as_sequence(scored[number]) for number in order]
-        share = self.policy.device.type == "cpu"  # on CUDA varlen_attn runs whole sequences
-        skip = self.config.rl.zero_variance == "skip"
-        num_vocab = self.policy.head_weight.shape[0]
-        minibatches = []
-        for low, high in pairwise(bounds):
-            trained = [s for s in sequences[low:high] if not skip or s.advantage != 0.0]
-            left_out = [s for s in sequences[low:high] if skip and s.advantage == 0.0]
-            batches = pack(trained, micro_batch_tokens=budget, num_vocab=num_vocab, share_prompts=share)
-            minibatches.append(Minibatch(batches=batches, left_out=left_out))
-        return minibatches
+        return split_rollout(scored, self.places, updates, key, packing, self.ranks)
 
     def _score(self, policy: Policy, batches: list[Batch]) -> list[torch.Tensor]:
-        return score(policy, batches, temperature=self.temperature, logprobs=self.logprobs)
+        beat = self.context.ranks.pulse.beat
+        return score(policy, batches, temperature=self.temperature, logprobs=self.logprobs, beat=beat)
 
     def _temperature(self) -> float:
         return at(self.config.rl.temperature, self.step)
 
     def _model_rewards(self) -> dict[str, ModelReward]:
         names = {name for table in self.config.rewards.values() for name in table}
-        rewards: dict[str, ModelReward] = dict(load_model_rewards(self.context, names))
+        rewards: dict[str, ModelReward] = dict(
+            load_model_rewards(self.context, names, idles=self.config.optimizer.offload_idle_models)
+        )
         if "judge" in names:
             self.judge = Judge(self.config.judge)
             rewards["judge"] = self.judge.grade
@@ -319,18 +340,21 @@ class RLLoop:
             chosen = pick_groups(scored, group_size=self.config.rl.group_size, num_samples=count, turn=self.step)
             self.context.write_samples(self.stage, self.step + 1, chosen, self.policy.tokenizer)
 
-    def _state(self) -> dict[str, Any]:
-        """Everything that the next rollout and the stage's result depend on; the tensors are the live ones."""
-        reference = self.reference
+    def _positions(self) -> dict[str, Any]:
+        """What a rollout that is under way changes, or a step that is skipped."""
         return {
             "cursor": self.cursor,
             "general_cursor": self.general_cursor,
-            "trainer": self.trainer.state_dict(),
-            "reference": {"weights": reference.module.state_dict(), "version": reference.version} if reference else {},
             "last_dev": self.last_dev,
             "warned": sorted(self.warned),
             "logp_gap": self.gap.state_dict(),
+            "guard": self.guard.state_dict(),
         }
+
+    def _state(self, positions: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that the next rollout and the stage's result depend on; the tensors are the live ones."""
+        reference = self.reference.state_dict() if self.reference is not None else {}
+        return {**positions, "trainer": self.trainer.state_dict(), "reference": reference}
 
     def _resume(self) -> bool:
         """Whether there was a state to continue from."""
@@ -340,10 +364,10 @@ class RLLoop:
         self.step, self.cursor, self.general_cursor = state["step"], state["cursor"], state["general_cursor"]
         self.trainer.load_state_dict(state["trainer"])
         if self.reference is not None:
-            self.reference.module.load_state_dict(state["reference"]["weights"])
-            self.reference.version = state["reference"]["version"]
+            self.reference.load_state_dict(state["reference"])
         self.last_dev, self.warned = state["last_dev"], set(state["warned"])
         self.gap.load_state_dict(state["logp_gap"])
+        self.guard.load_state_dict(state["guard"])
         self.history.extend(self.context.logged(self.stage))
         return True
 
@@ -352,16 +376,3 @@ def with_variance(scored: Seq[ScoredRollout], group_size: int) -> list[ScoredRol
     """The groups, whole, in which some reward differs; one sample of such a group may have advantage 0."""
     groups = [scored[start : start + group_size] for start in range(0, len(scored), group_size)]
     return [item for group in groups if any(item.advantage != 0.0 for item in group) for item in group]
-
-
-def as_sequence(item: ScoredRollout) -> Sequence:
-    """A completion as a training sequence: the very token ids that were sampled."""
-    rollout = item.rollout
-    prompt = torch.tensor(rollout.prompt.token_ids, dtype=torch.int64)
-    return Sequence(
-        token_ids=torch.cat([prompt, rollout.token_ids]),
-        num_prompt_tokens=len(prompt),
-        advantage=item.advantage,
-        rollout_logp=rollout.logp,
-        log_kept_mass=rollout.log_kept_mass,
-    )
