@@ -1,8 +1,8 @@
-"""Kernel benches and rollouts, one command: `python -m bench.all --json FILE [--quick] [--only linear_grpo ...]`.
+"""Kernels, rollouts and the training step, one command: `python -m bench.all --json FILE [--quick] [--only step ...]`.
 
 Each bench runs in a process of its own with a share of the time; what one has measured is in FILE after each of its
 cases, also where it is stopped, hangs or dies. On a GPU the kernels take less than ten minutes together, the rollouts
-half an hour; on a CPU each an hour or so. Ends with one JSON line.
+half an hour, the training step a few minutes; on a CPU each an hour or so. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -32,18 +32,22 @@ BENCHES = {
     "sample": 0.07,
     "decode_step": 0.12,
 }
-ROLLOUT = "rollout"  # whole processes: it has a budget of its own, and options
-ROLLOUT_BUDGET_S = 1500.0
+WHOLE = {
+    # whole processes: seconds of their own, and the options that they take of this command's
+    "rollout": (1500.0, ("model", "vllm_python")),
+    "step": (1500.0, ("model", "trl_python")),
+}
 GRACE_S = 25  # what a bench may take beyond its share: the case that is under way, the start
-LONG_GRACE_S = 50 * GRACE_S  # on a CPU, and for rollouts
+LONG_GRACE_S = 50 * GRACE_S  # on a CPU, and for whole processes
 
 
 def arguments() -> argparse.Namespace:
     found = parser(__doc__)
-    names = [*BENCHES, ROLLOUT]
+    names = [*BENCHES, *WHOLE]
     found.add_argument("--only", nargs="+", default=names, choices=names, help="some of the benches")
-    found.add_argument("--model", default="", metavar="DIR", help="of the rollouts on a CPU")
+    found.add_argument("--model", default="", metavar="DIR", help="of rollouts and training step on a CPU")
     found.add_argument("--vllm-python", default="", metavar="FILE", help="that the rollouts are compared with")
+    found.add_argument("--trl-python", default="", metavar="FILE", help="that the training step is compared with")
     found.set_defaults(budget_s=450.0 if torch.cuda.is_available() else 3600.0)
     found.set_defaults(case_s=6.0 if torch.cuda.is_available() else 60.0)
     return found.parse_args()
@@ -51,8 +55,8 @@ def arguments() -> argparse.Namespace:
 
 def run(name: str, options: argparse.Namespace, path: Path) -> dict[str, Any]:
     """One bench: its record, with how it ended where that was not well."""
-    whole = name == ROLLOUT
-    budget_s = ROLLOUT_BUDGET_S
+    whole = name in WHOLE
+    budget_s, own_options = WHOLE.get(name, (0.0, ()))
     if not whole:
         budget_s = options.budget_s * BENCHES[name] / sum(BENCHES.get(other, 0.0) for other in options.only)
     command = [sys.executable, "-m", f"bench.bench_{name}", "--json", str(path), "--budget-s", f"{budget_s:.0f}"]
@@ -61,7 +65,7 @@ def run(name: str, options: argparse.Namespace, path: Path) -> dict[str, Any]:
     command += ["--list", options.list] if options.list else []
     command += ["--no-line", *(["--no-memory"] if options.no_memory else [])]
     command += ["--rounds", str(options.rounds)] if options.rounds else []
-    for flag in ("model", "vllm_python") if whole else ():
+    for flag in own_options:
         value = getattr(options, flag)
         command += [f"--{flag.replace('_', '-')}", value] if value else []
     limit_s = budget_s + (GRACE_S if torch.cuda.is_available() and not whole else LONG_GRACE_S)

@@ -22,7 +22,7 @@ from r1fast.atomic import atomic_file
 Cases = Callable[[str, str], Iterable[Case]]
 Record = dict[str, Any]
 MIB = 1 << 20
-PATHS = ("json", "model", "vllm_python")  # options that name files of one machine
+PATHS = ("json", "model", "vllm_python", "trl_python")  # options that name files of one machine
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -117,6 +117,10 @@ def run_case(module: str, case: Case, settings: Settings, console: Console, *, l
         return found | {"wrong": f"{case.label}: {error}"}
     found["rows"], found["figures"] = [rounded(row) for row in rows], [figure.record() for figure in figures]
     console.print(table(found))
+    for row in found["rows"]:
+        if "phases_s" in row:
+            phases = ", ".join(f"{name} {duration(seconds)}" for name, seconds in row["phases_s"].items())
+            console.print(f"  {row['variant']}: {phases}")
     for figure in found["figures"]:
         console.print(line(figure))
     return found

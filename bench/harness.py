@@ -46,6 +46,8 @@ class Variant:
     missing: str = ""
     peak: Callable[[], int | None] | None = None
     """Of one that works in a process of its own: most bytes resident there so far."""
+    about: Callable[[], dict[str, Any]] | None = None
+    """What else there is to say of its rounds, when all are done."""
 
 
 def compiled(make: Callable[[Callable[..., Any]], Callable[[], Outputs]], function: Callable[..., Any]) -> Arm:
@@ -109,6 +111,8 @@ class Case:
     count_launches: bool = False
     tokens: int = 0
     """That a run gives, where tokens a second are what it is for."""
+    least_rounds: int = LEAST_ROUNDS
+    """Whatever the budget; fewer where a round takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ def _measure(module: str, case: Case, work: Work, settings: Settings) -> tuple[l
     gc.collect()
     gc.disable()  # a collection in the middle of a round would be one variant's time
     try:
-        samples = _time(ready, rows, settings, cuda)
+        samples = _time(ready, rows, settings, cuda, case.least_rounds)
     finally:
         gc.enable()
     if case.count_launches and settings.device == "cuda":
@@ -200,6 +204,8 @@ def _measure(module: str, case: Case, work: Work, settings: Settings) -> tuple[l
     for variant in ready if settings.memory else ():
         if variant.peak is not None:
             rows[variant.name]["peak_bytes"] = variant.peak()
+    for variant in ready:
+        rows[variant.name] |= variant.about() if variant.about is not None else {}
     return list(rows.values()), case.figures(measured)
 
 
@@ -290,15 +296,15 @@ def _memory(module: str, case: Case, variant: Variant, accumulator: int, setting
 
 
 def _time(
-    variants: list[Variant], rows: dict[str, dict[str, Any]], settings: Settings, on_gpu: bool
+    variants: list[Variant], rows: dict[str, dict[str, Any]], settings: Settings, on_gpu: bool, least: int
 ) -> dict[str, list[tuple[float, float]]]:
     """Wall (or GPU) and process seconds of every round by variant; a variant that fails leaves with its error."""
     samples: dict[str, list[tuple[float, float]]] = {variant.name: [] for variant in variants}
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda") if on_gpu else None
     running, start = list(variants), time.perf_counter()
     warm = 2 if flush is not None else 0  # rounds that do not count: clocks and caching allocators settle
-    for turn in range(max(LEAST_ROUNDS, settings.rounds) + warm):
-        if turn >= LEAST_ROUNDS + warm and time.perf_counter() - start > settings.budget_s:
+    for turn in range(max(least, settings.rounds) + warm):
+        if turn >= least + warm and time.perf_counter() - start > settings.budget_s:
             break
         shift = turn % max(1, len(running))
         for variant in running[shift:] + running[:shift]:
