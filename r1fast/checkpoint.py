@@ -1,10 +1,11 @@
 """The saved state of an unfinished stage: files under `stages/NN-NAME/state/` that carry the SHA-256 of their bytes.
 
-    step-00000040-SHA256.pt         everything the step after the 40th depends on; the newest two are kept
+    step-00000040-SHA256.pt         everything the step after the 40th depends on; the newest ones are kept
     part-NAME-SHA256.pt             what a stage without steps has finished; all are kept
     elapsed.json                    seconds that the steps and parts so far took, over all launches
 
-The hash is part of the name, so that one rename publishes both; `sha256sum` shows whether a file is whole.
+The hash is part of the name, so that one rename publishes both; `sha256sum` shows whether a file is whole. It is that
+of the bytes that were written, not of what the disk returned: whatever changes them on the way is found, too.
 """
 
 from __future__ import annotations
@@ -16,27 +17,32 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
 from r1fast.atomic import atomic_file, sync_directory
 
-STATES_KEPT = 2  # one would be enough to continue from; the other is for a disk that returns something else
 _NAME = re.compile(r"(?P<kind>step|part)-(?P<name>.+)-(?P<sha256>[0-9a-f]{64})\.pt")
 
 
 class StateFolder:
-    """The state of the stage in `directory`; `warn` is told, with names, of files that had to be passed over."""
+    """The state of the stage in `directory`; `warn` is told, with names, of files that had to be passed over.
 
-    def __init__(self, directory: Path, warn: Callable[[str], None]) -> None:
+    `beat` is called for every part of a file that is written. `keep`: states, the newest ones. One is enough to
+    continue from; another is for a disk that returns something else.
+    """
+
+    def __init__(
+        self, directory: Path, warn: Callable[[str], None], beat: Callable[[str], object] = len, *, keep: int = 2
+    ) -> None:
         self.path = directory / "state"
-        self._warn = warn
+        self._warn, self._beat, self._keep = warn, beat, keep
 
     def save(self, step: int, state: Any) -> None:
         """Write the state after `step`; the older ones stay until it is whole."""
         self._write(f"step-{step:08}", state)
-        for path in self._files("step")[:-STATES_KEPT]:
+        for path in self._files("step")[: -self._keep]:
             path.unlink()
 
     def newest(self) -> tuple[int, Path] | None:
@@ -94,15 +100,18 @@ class StateFolder:
 
     def _write(self, name: str, value: Any) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        partial = self.path / f"{name}.partial"
+        partial, hashed = self.path / f"{name}.partial", _Hashed(self._beat)
         try:
             with partial.open("wb") as file:
-                torch.save(value, file)
+                hashed.file = file
+                torch.save(value, cast("IO[bytes]", hashed))  # it writes in order and never seeks
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(self.path / f"{name}-{_sha256(partial)}.pt")
-        except BaseException:
+            partial.replace(self.path / f"{name}-{hashed.sha256.hexdigest()}.pt")
+        except BaseException as error:
             partial.unlink(missing_ok=True)
+            if hashed.error is not None and error is not hashed.error:
+                raise hashed.error from error  # torch's writer says "unexpected pos" where the disk is full
             raise
         sync_directory(self.path)
 
@@ -113,6 +122,29 @@ class StateFolder:
             (path for path in paths if _NAME.fullmatch(path.name)),
             key=lambda path: (_match(path)["name"], path.stat().st_mtime_ns),
         )
+
+
+class _Hashed:
+    """Writes to `file`, with a `beat` for every part; the SHA-256 of what was written, and the error that ended it."""
+
+    def __init__(self, beat: Callable[[str], object]) -> None:
+        self.file: IO[bytes] | None = None
+        self.sha256, self._beat = hashlib.sha256(), beat
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        assert self.file is not None
+        self._beat("part of a state written")
+        self.sha256.update(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        assert self.file is not None
+        self.file.flush()
 
 
 def read_state(path: Path) -> Any:

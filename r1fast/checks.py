@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from r1fast.config import EMBEDDED_MODELS, RL_STAGES, STAGES, Config, ConfigError
+from r1fast.distributed_config import DistributedConfig
+from r1fast.judge_checks import check_judge, check_rewriting
 from r1fast.schedule import at, change_steps, values
+from r1fast.training_checks import check_training, check_training_device
+from r1fast.zero_config import deepspeed_options
 
 # Stage -> the stages whose results it reads. RL 2 needs `reward_models` too where its rewards do.
 NEEDS = {
@@ -26,16 +32,24 @@ def check_config(config: Config) -> None:
     Raises:
         ConfigError: with value, constraint and fix; stage options are named `stages.STAGE.KEY`.
     """
-    _check_pipeline(config.pipeline.stages)
+    _check_pipeline(config)
+    _check_keep_best(config)
     for stage in config.pipeline.stages:
         view = config.for_stage(stage)
         _check_model(view, stage)
         _check_data(view)
+        _check_distributed(view, stage)
+        check_training(view, stage)
+        _check_faults(view)
         if stage in RL_STAGES:
             _check_rl(view, stage)
             _check_skip(view, stage)
             _check_rewards(view, stage)
             _check_loss(view, stage)
+        if stage == "cold_start":
+            check_rewriting(view)
+        if stage == "rejection" and view.rejection.min_grade:
+            check_judge(view)
 
 
 def check_processes(config: Config, world_size: int) -> None:
@@ -46,9 +60,15 @@ def check_processes(config: Config, world_size: int) -> None:
     """
     for stage in config.pipeline.stages:
         view = config.for_stage(stage)
-        if view.rl.rollout_backend == "vllm" and world_size > 1:
+        sharing = view.distributed.sequence_parallel
+        if world_size % sharing:
             raise ConfigError(
-                f"stages.{stage}.rollout_backend = 'vllm' with {world_size} processes: it runs in one; start one, or "
+                f"distributed.sequence_parallel = {sharing} does not divide {world_size} processes; start a multiple "
+                f"of {sharing}, or set it to 1"
+            )
+        if view.rollout.backend == "vllm" and world_size > 1:
+            raise ConfigError(
+                f"stages.{stage}.rollout.backend = 'vllm' with {world_size} processes: it runs in one; start one, or "
                 "use 'paged'"
             )
         if stage in RL_STAGES:
@@ -68,20 +88,22 @@ def check_processes(config: Config, world_size: int) -> None:
             key, num_items, unit = f"stages.{stage}.batch_size", section.batch_size, "sequences in a batch"
         else:
             continue
-        if num_items < world_size:
+        needed = world_size // sharing if STAGES[stage] == "sft" else world_size
+        if num_items < needed:
             raise ConfigError(
-                f"{key}: {num_items} {unit} for {world_size} processes would leave {world_size - num_items} of them "
+                f"{key}: {num_items} {unit} for {needed} processes would leave {needed - num_items} of them "
                 f"without work; start at most {num_items} processes, or raise it"
             )
 
 
 def check_device(config: Config, device: str) -> None:
-    """Refuse what holds on the CPU only; `device` is the type of the one that the run will use.
+    """Refuse what holds on another device only; `device` is the type of the one that the run will use.
 
     Raises:
         ConfigError: with value, constraint and fix.
     """
     for stage in config.pipeline.stages:
+        check_training_device(config.for_stage(stage), stage, device)
         if stage in RL_STAGES and config.for_stage(stage).rl.strict and device != "cpu":
             raise ConfigError(
                 f"stages.{stage}.strict = true holds on the CPU, and this run is on {device}, where products may "
@@ -90,8 +112,8 @@ def check_device(config: Config, device: str) -> None:
             )
 
 
-def _check_pipeline(stages: tuple[str, ...]) -> None:
-    order = ", ".join(STAGES)
+def _check_pipeline(config: Config) -> None:
+    stages, order = config.pipeline.stages, ", ".join(STAGES)
     if not stages:
         raise ConfigError(f"pipeline.stages is empty; name at least one of {order}")
     for stage in stages:
@@ -99,12 +121,34 @@ def _check_pipeline(stages: tuple[str, ...]) -> None:
             raise ConfigError(f"pipeline.stages: stage {stage!r} does not exist; the stages are {order}")
         if stages.count(stage) > 1:
             raise ConfigError(f"pipeline.stages names {stage} {stages.count(stage)} times; a stage runs once")
-        for needed in NEEDS.get(stage, ()):
-            if needed not in stages:
-                raise ConfigError(f"pipeline.stages: {stage} reads the result of {needed}, which is missing; add it")
+        missing = [needed for needed in NEEDS.get(stage, ()) if needed not in stages]
+        if missing and STAGES[stage] == "sft":
+            _check_files_alone(config, stage, missing[0])
+        elif missing:
+            raise ConfigError(f"pipeline.stages: {stage} reads the result of {missing[0]}, which is missing; add it")
     in_order = tuple(stage for stage in STAGES if stage in stages)
     if stages != in_order:
         raise ConfigError(f"pipeline.stages = {list(stages)} is out of order; write {list(in_order)}")
+
+
+def _check_files_alone(config: Config, stage: str, missing: str) -> None:
+    """A supervised stage may learn from files alone, in the place of the stage that is `missing`."""
+    sft = config.for_stage(stage).sft
+    if not sft.files:
+        raise ConfigError(
+            f"pipeline.stages: {stage} reads the result of {missing}, which is missing; add it, or give "
+            f"stages.{stage}.files to learn from"
+        )
+    if sft.general_share:
+        raise ConfigError(
+            f"stages.{stage}.general_share = {sft.general_share} is a share beside the result of {missing}, which is "
+            "missing: set it to 0, and give general examples as a further file"
+        )
+    if not sft.steps:
+        raise ConfigError(
+            f"stages.{stage}.steps = 0 counts the result of {missing}, which is missing: give steps, epochs x examples "
+            "/ batch_size"
+        )
 
 
 def _check_model(config: Config, stage: str) -> None:
@@ -131,6 +175,69 @@ def _check_model(config: Config, stage: str) -> None:
             raise ConfigError(f"{key} = {path!r} is embedded: model.gguf_file and model.trust_remote_code do not apply")
 
 
+def _check_distributed(config: Config, stage: str) -> None:
+    options, defaults = config.distributed, DistributedConfig()
+    if options.sequence_parallel > 1 and stage in RL_STAGES and config.rl.strict:
+        raise ConfigError(
+            f"stages.{stage}.strict = true with distributed.sequence_parallel = {options.sequence_parallel}: slices "
+            "are not bitwise the rollout's; set one of them back"
+        )
+    if options.engine == "torch":
+        both = ("engine", "sequence_parallel")
+        given = [name for name, value in vars(options).items() if name not in both and value != getattr(defaults, name)]
+        if given:
+            raise ConfigError(
+                f"distributed.{given[0]} is DeepSpeed's, and distributed.engine = 'torch': set it to 'deepspeed', or "
+                "leave the option out"
+            )
+        return
+    if not find_spec("deepspeed"):
+        raise ConfigError("distributed.engine = 'deepspeed' needs deepspeed: pip install deepspeed, or use 'torch'")
+    if options.zero_stage == 0 and options.offload_optimizer != "none":
+        raise ConfigError(
+            f"distributed.offload_optimizer = {options.offload_optimizer!r} needs zero_stage = 1 at least: ZeRO 0 "
+            "moves nothing"
+        )
+    if options.zero_stage == 0 and config.run.dtype == "bfloat16":
+        raise ConfigError(
+            "distributed.zero_stage = 0 with run.dtype = 'bfloat16': DeepSpeed sums up float32 gradients for it from "
+            "zero_stage = 1 on; use 1, or engine = 'torch', which shares nothing out either"
+        )
+    if options.offload_parameters != "none" and options.zero_stage < 3:
+        raise ConfigError(
+            f"distributed.offload_parameters = {options.offload_parameters!r} needs zero_stage = 3, not "
+            f"{options.zero_stage}: only ZeRO 3 moves parameters"
+        )
+    if ("nvme" in (options.offload_optimizer, options.offload_parameters)) != bool(options.nvme_path):
+        raise ConfigError(
+            f"distributed.nvme_path = {options.nvme_path!r} belongs to offload_optimizer or offload_parameters = "
+            "'nvme': give both or neither"
+        )
+    if "nvme" in (options.offload_optimizer, options.offload_parameters) and options.zero_stage < 3:
+        raise ConfigError(f"distributed: offload to nvme needs zero_stage = 3, not {options.zero_stage}")
+    if config.optimizer.offload_while_generating:
+        raise ConfigError(
+            "optimizer.offload_while_generating moves what DeepSpeed holds: set distributed.offload_optimizer = 'cpu' "
+            "in its place"
+        )
+    if stage in RL_STAGES and config.rl.strict and options.zero_stage == 3:
+        raise ConfigError(f"stages.{stage}.strict = true reads whole parameters: use zero_stage = 0, 1 or 2")
+    deepspeed_options(options, "float32")  # so that bf16 is refused in the file, whatever run.dtype is
+
+
+def _check_faults(config: Config) -> None:
+    faults = config.faults
+    if faults.spike == "skip" and config.distributed.engine == "deepspeed":
+        raise ConfigError(
+            "faults.spike = 'skip' must know the gradient's norm before the update, and distributed.engine = "
+            "'deepspeed' tells it with the update alone: use 'warn', or engine = 'torch'"
+        )
+    defaults = type(faults)()
+    given = [name for name in ("spike_factor", "spike_window") if getattr(faults, name) != getattr(defaults, name)]
+    if faults.spike == "off" and given:
+        raise ConfigError(f"faults.{given[0]} is set but faults.spike = 'off' uses none: set it to 'warn' or 'skip'")
+
+
 def _check_data(config: Config) -> None:
     data = config.data
     if data.source == "file" and not data.file and not data.preset:
@@ -141,6 +248,8 @@ def _check_data(config: Config) -> None:
     given = [f"data.{name}" for name in used if getattr(data, name)]
     if data.source != "file" and given:
         raise ConfigError(f"{given[0]} is set but data.source = {data.source!r} reads none: set data.source = 'file'")
+    if data.source == "tiny" and any(vars(config.general).values()):
+        raise ConfigError('[general] names files, and data.source = "tiny" has general data of its own; leave one out')
     if data.source == "tiny" and (data.eval_files or data.pass_rates):
         name = "eval_files" if data.eval_files else "pass_rates"
         raise ConfigError(f"data.{name} is set but data.source = 'tiny' does not use it: leave it out")
@@ -159,7 +268,7 @@ def _check_data(config: Config) -> None:
 
 
 def _check_rl(config: Config, stage: str) -> None:
-    rl = config.rl
+    rl, rollout = config.rl, config.rollout
     if rl.group_size < 2:
         raise ConfigError(
             f"stages.{stage}.group_size = {rl.group_size}: the advantage of a group of one is always 0; give at least 2"
@@ -168,15 +277,21 @@ def _check_rl(config: Config, stage: str) -> None:
         num_prompts = at(rl.prompts_per_step, step) + at(rl.general_prompts_per_step, step)
         if num_prompts == 0:
             raise ConfigError(f"stages.{stage}: no prompts at step {step}; raise prompts_per_step to at least 1")
-    if rl.rollout_rows % 16:
+    for key, rows in (("rows", rollout.rows), ("draft_rows", rollout.draft_rows)):
+        if rows % 16:
+            raise ConfigError(
+                f"stages.{stage}.rollout.{key} = {rows} must be a multiple of 16 (samples depend on the batch "
+                f"otherwise); give {rows // 16 * 16 + 16}"
+            )
+    if rollout.draft_tokens and rollout.backend != "paged":
         raise ConfigError(
-            f"stages.{stage}.rollout_rows = {rl.rollout_rows} must be a multiple of 16 (samples depend on the batch "
-            f"otherwise); give {rl.rollout_rows // 16 * 16 + 16}"
+            f"stages.{stage}.rollout.draft_tokens = {rollout.draft_tokens} is of the paged engine, and rollout.backend "
+            f"is {rollout.backend!r}; use 'paged', or set draft_tokens to 0"
         )
-    if rl.strict and rl.rollout_backend != "paged":
+    if rl.strict and rollout.backend != "paged":
         raise ConfigError(
-            f"stages.{stage}.strict = true makes the paged engine's log-probs the trainer's, and rollout_backend is "
-            f"{rl.rollout_backend!r}; use 'paged', or set strict to false"
+            f"stages.{stage}.strict = true makes the paged engine's log-probs the trainer's, and rollout.backend is "
+            f"{rollout.backend!r}; use 'paged', or set strict to false"
         )
     if rl.dev_every_steps and rl.dev_problems > config.data.num_dev:
         raise ConfigError(
@@ -237,15 +352,7 @@ def _check_rewards(config: Config, stage: str) -> None:
             "add it to pipeline.stages or set their weights to 0"
         )
     if any("judge" in weights for weights in config.rewards.values()):
-        _check_judge(config)
-
-
-def _check_judge(config: Config) -> None:
-    from r1fast.rewards.judge import Judge
-
-    if config.judge.votes % 2:
-        raise ConfigError(f"judge.votes = {config.judge.votes} must be even: half of them with swapped positions")
-    Judge(config.judge)  # which checks address, key and templates, and asks nothing yet
+        check_judge(config)
 
 
 def _check_loss(config: Config, stage: str) -> None:
@@ -260,3 +367,18 @@ def _check_loss(config: Config, stage: str) -> None:
         if on != sorted(on):
             listed = ", ".join(f"{name} = {value:g}" for name, value in gaps.items())
             raise ConfigError(f"stages.{stage}.loss at step {step}: {listed} must not fall; 0 turns one off")
+
+
+def keeps_best(config: Config, stage: str) -> bool:
+    """Whether a stage reads dev while it trains and keeps the model of the best reading."""
+    section = getattr(config.for_stage(stage), STAGES[stage], None)
+    return config.run.keep_best != "off" and bool(getattr(section, "dev_every_steps", 0))
+
+
+def _check_keep_best(config: Config) -> None:
+    if config.run.keep_best == "off" or any(keeps_best(config, stage) for stage in config.pipeline.stages):
+        return
+    raise ConfigError(
+        f"run.keep_best = {config.run.keep_best!r}, but no stage of this run reads dev while it trains; set "
+        "rl.dev_every_steps or sft.dev_every_steps, or run.keep_best = 'off'"
+    )

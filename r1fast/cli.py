@@ -10,10 +10,17 @@ from importlib import import_module
 # Command -> the module whose `main` runs it, and what it does.
 COMMANDS = {
     "train": ("r1fast.train", "run or continue the R1 pipeline (r1fast train --help lists every option)"),
-    "plan": ("r1fast.train", "print what a run would do, and exit: r1fast train --dry-run"),
+    "plan": (
+        "r1fast.plan_command",
+        "print what a run would do here, or on other GPUs: r1fast plan --recipe R [--gpus 64 --gpu h800]",
+    ),
     "report": (
         "r1fast.report.command",
         "write a run's report.html again, or one page of two runs (r1fast report --help)",
+    ),
+    "export": (
+        "r1fast.export",
+        "one Hugging Face directory of a stage, finished or not: r1fast export RUN --stage NAME [--out DIR]",
     ),
     "chat": ("r1fast.chat", "talk to any model of a run, its thinking shown apart: r1fast chat RUN [--model NAME]"),
     "rewards": (
@@ -23,6 +30,10 @@ COMMANDS = {
     "data": (
         "r1fast.data.command",
         "what a data set holds, shares with evaluation sets, repeats: r1fast data check | overlap | duplicates FILE",
+    ),
+    "replay": (
+        "r1fast.replay",
+        "one training step again that a run gave up and wrote down: r1fast replay RUN/faults/replay-STAGE-STEP",
     ),
     "doctor": (
         "r1fast.doctor.command",
@@ -46,8 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}? " if near else ""
         print(f"r1fast: unknown command {command!r}: {hint}the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    if command == "plan":
-        rest = [*rest, "--dry-run"]
     return int(import_module(COMMANDS[command][0]).main(rest))
 
 

@@ -12,6 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from r1fast.config_option import PAPER, option
+from r1fast.distributed_config import DistributedConfig
+from r1fast.faults_config import FaultsConfig
+from r1fast.general_config import GeneralConfig
+from r1fast.harvest_config import ColdStartConfig as ColdStartConfig
+from r1fast.harvest_config import RejectionConfig as RejectionConfig
+from r1fast.lora_config import LoraConfig as LoraConfig
+from r1fast.optimizer_config import OptimizerConfig as OptimizerConfig
+from r1fast.rollout_config import RolloutConfig
 from r1fast.schedule import IntSchedule, Schedule, at
 from r1fast.stage_names import EMBEDDED_MODELS as EMBEDDED_MODELS
 from r1fast.stage_names import RL_STAGES as RL_STAGES
@@ -29,16 +38,7 @@ FileWeights = Mapping[str, float]  # file of examples -> how often each is seen 
 StageOverrides = Mapping[str, Mapping[str, Any]]  # stage -> key or section -> value
 
 # Sources of the published numbers.
-PAPER = "R1"  # the DeepSeek-R1 paper, its supplement included
 MATH = "DeepSeekMath"
-
-
-def option(default: Any, help: str, *, unit: str = "", need: str = "", source: str = "") -> Any:
-    """A field with what `--help` prints; `need` is a constraint like `> 0 <= 1`, checked for every schedule value."""
-    metadata = {"help": help, "unit": unit, "need": need, "source": source}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,14 @@ class RunConfig:
     log_every_steps: int = option(1, "a console line every so many steps", unit="steps", need=">= 1")
     save_every_steps: int = option(
         10, "state for resume every so many steps; 0: on SIGTERM and at stage ends only", unit="steps", need=">= 0"
+    )
+    async_save: Literal["auto", "on", "off"] = option(
+        "auto",
+        "write a state from a copy on the host while training goes on; auto: where twice the copy's memory is free",
+    )
+    keep_states: int = option(2, "newest states of a stage that are kept until it ends", unit="states", need=">= 1")
+    keep_best: Literal["off", "accuracy", "accuracy_any", "format", "language"] = option(
+        "off", "by what the model of a stage's best dev reading is kept, in best/ beside checkpoint/"
     )
     tensorboard: bool = option(True, "write TensorBoard events")
 
@@ -103,7 +111,9 @@ class DataConfig:
     )
     min_pass_rate: float = option(0.0, "least share of right samples of the base model", need=">= 0 <= 1")
     max_pass_rate: float = option(1.0, "largest share of right samples of the base model", need=">= 0 <= 1")
-    gym_tasks: GymTasks = option({}, "gym: [data.gym_tasks.TASK] with the arguments of the task")
+    gym_tasks: GymTasks = option(
+        {}, "gym: [data.gym_tasks.TASK] with the arguments of the task, and `languages` to ask in others, too"
+    )
     num_train: int = option(0, "training prompts; 0: all", unit="prompts", need=">= 0")
     num_dev: int = option(256, "dev prompts", unit="prompts", need=">= 1")
     num_held_out: int = option(512, "held-out prompts", unit="prompts", need=">= 1")
@@ -157,11 +167,6 @@ class RLConfig:
     )
     dev_every_steps: int = option(100, "dev evaluation every so many steps; 0: never", unit="steps", need=">= 0")
     dev_problems: int = option(128, "problems of a dev evaluation", unit="prompts", need=">= 1")
-    rollout_rows: int = option(256, "most rows of one decode batch; a multiple of 16", unit="rows", need=">= 16")
-    rollout_cuda_graphs: bool = option(True, "on a GPU: decode steps as CUDA graphs; false: launch by launch")
-    rollout_backend: Literal["paged", "vllm"] = option(
-        "paged", "engine of all completions: ours, or vLLM (installed apart, a second copy of the weights)"
-    )
     strict: bool = option(
         False, "CPU: train by the rollout's own arithmetic, log-probs bitwise the rollout's; a difference stops the run"
     )
@@ -212,26 +217,9 @@ class SFTConfig:
     lr_final: Schedule = option(5e-6, "learning rate at its end", need=">= 0", source=f"{PAPER}: (?); distill lr / 10")
     warmup_steps: int = option(0, "linear warm-up of lr", unit="steps", need=">= 0", source="not stated")
     general_share: float = option(0.0, "non-reasoning share of what is drawn, beside the stage's data", need=">= 0 < 1")
+    dev_every_steps: int = option(0, "dev evaluation every so many steps; 0: never", unit="steps", need=">= 0")
     files: FileWeights = option(
         {}, '{ "FILE.jsonl" = 0.5 }: further examples, lines of messages, and how often each is seen in a pass'
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """[optimizer]: AdamW with float32 masters, and the micro-batch."""
-
-    beta1: float = option(0.9, "AdamW beta1", need=">= 0 < 1", source="not stated")
-    beta2: float = option(0.95, "AdamW beta2", need=">= 0 < 1", source="not stated")
-    eps: float = option(1e-8, "AdamW epsilon", need="> 0", source="not stated")
-    weight_decay: Schedule = option(0.0, "decoupled weight decay", need=">= 0", source="not stated")
-    max_grad_norm: Schedule = option(1.0, "gradient clipping by global norm; 0: off", need=">= 0", source="not stated")
-    micro_batch_tokens: int = option(
-        16_384, "token budget of a micro-batch; a longer sequence goes alone", unit="tokens", need=">= 1"
-    )
-    gradient_checkpointing: bool = option(False, "recompute activations in backward: less memory, a third more time")
-    offload_while_generating: bool = option(
-        False, "GPU: masters and moments wait in the host's memory while completions are generated"
     )
 
 
@@ -242,47 +230,6 @@ class ScoringConfig:
     custom: tuple[str, ...] = option((), "rewards of your own: FILE.py:NAME, a function of (prompt, rollout)")
     gate: str = option(
         "", "a reward without whose 1 no other pays (penalties stay), for example format; empty: added", source=PAPER
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColdStartConfig:
-    """[cold_start]: samples of R1-Zero, kept when correct and readable, rewritten into the readable pattern."""
-
-    prompts: int = option(4096, "prompts sampled", unit="prompts", need=">= 1", source=f'{PAPER}: "thousands"')
-    samples_per_prompt: int = option(4, "samples of a prompt", unit="samples/prompt", need=">= 1", source="not stated")
-    temperature: float = option(1.0, "sampling temperature", need="> 0", source=PAPER)
-    max_tokens: int = option(32_768, "completion limit", unit="tokens", need=">= 1", source=PAPER)
-    max_per_prompt: int = option(1, "kept samples of a prompt, at most", unit="samples", need=">= 1")
-    max_kept: int = option(8192, "kept samples, at most", unit="samples", need=">= 1")
-    min_language: float = option(0.0, "least share of the question's language in a chain", need=">= 0 <= 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RejectionConfig:
-    """[rejection]: samples of RL 1 behind R1's filters, plus non-reasoning data, for SFT 2 and distillation."""
-
-    prompts: int = option(150_000, "prompts sampled", unit="prompts", need=">= 1", source="not stated")
-    samples_per_prompt: int = option(
-        8, "samples of a prompt", unit="samples/prompt", need=">= 1", source='R1: "multiple"'
-    )
-    temperature: float = option(1.0, "sampling temperature", need="> 0", source="not stated")
-    max_tokens: int = option(32_768, "completion limit", unit="tokens", need=">= 1", source=PAPER)
-    max_per_prompt: int = option(
-        4, "kept samples of a prompt, at most", unit="samples", need=">= 1", source="not stated"
-    )
-    min_language: float = option(0.999, "least share of the question's language in a chain", need=">= 0 <= 1")
-    max_paragraph_tokens: int = option(
-        2048,
-        "longest paragraph of a chain; 0: any",
-        unit="tokens",
-        need=">= 0",
-        source=f"{PAPER} drops long paragraphs",
-    )
-    max_chain_tokens: int = option(0, "longest chain; 0: any", unit="tokens", need=">= 0", source="not stated")
-    drop_code_blocks: bool = option(True, "drop chains with code blocks", source=PAPER)
-    general_share: float = option(
-        0.25, "non-reasoning share of the set that it writes", need=">= 0 < 1", source=f"{PAPER}: 200k of 800k"
     )
 
 
@@ -344,11 +291,16 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    general: GeneralConfig = field(default_factory=GeneralConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     rl: RLConfig = field(default_factory=RLConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
     rewards: RewardWeights = option({}, "[rewards.KIND] NAME = weight (a schedule): rewards of prompts of that kind")
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)

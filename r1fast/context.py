@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from r1fast.atomic import atomic_directory, atomic_file, whole_lines
+from r1fast.background import BackgroundWriter
 from r1fast.checkpoint import StateFolder
 from r1fast.config import Config, user_input
 from r1fast.console import Console
@@ -24,7 +25,7 @@ from r1fast.run_dir import stage_directory
 from r1fast.samples import Decoder, sample_row
 from r1fast.source import Source
 from r1fast.stop import StopRequest
-from r1fast.templates import WrittenPrompts, set_template, write_prompts
+from r1fast.templates import WrittenPrompts, end_of_turn, set_template, write_prompts
 
 # Stage -> the stage whose checkpoint it starts from; "base" and "student" are the models of [model].
 START = {
@@ -66,15 +67,19 @@ class RunContext:
     metrics: MetricsLog | None
     source: Source
     stop: StopRequest
+    writer: BackgroundWriter = field(default_factory=BackgroundWriter)
 
     def __enter__(self) -> RunContext:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the terminal back and close the log, also after an error."""
-        self.console.close()
-        if self.metrics is not None:
-            self.metrics.close()
+        """Wait for what is being written, give the terminal back and close the log, also after an error."""
+        try:
+            self.writer.wait()
+        finally:
+            self.console.close()
+            if self.metrics is not None:
+                self.metrics.close()
 
     def directory(self, stage: str) -> Path:
         """Where the stage's files are."""
@@ -130,14 +135,20 @@ class RunContext:
 
     def state_folder(self, stage: str) -> StateFolder:
         """Where an unfinished stage saves its state."""
-        return StateFolder(self.directory(stage), self.console.warn)
+        return StateFolder(self.directory(stage), self.console.warn, self._beat, keep=self.config.run.keep_states)
+
+    def _beat(self, doing: str) -> None:
+        """A sign of progress, unless it is of a write beside the work: that may hang all the while."""
+        if not self.writer.works_apart:
+            self.ranks.pulse.beat(doing)
 
     def save_model(self, stage: str, name: str, write: Callable[[Path], None]) -> None:
         """Let rank 0 `write` a model's files to the directory `name` of a stage, which is whole or not there."""
-        if self.ranks.rank == 0:
-            with atomic_directory(self.directory(stage) / name) as partial:
-                write(partial)
-        self.ranks.barrier()
+        with self.ranks.pulse.during("save"):
+            if self.ranks.rank == 0:
+                with atomic_directory(self.directory(stage) / name) as partial:
+                    write(partial)
+            self.ranks.barrier()
 
     def finish(self, stage: str, result: Mapping[str, Any]) -> None:
         """Mark a stage as done, atomically: what `done` reads."""
@@ -177,6 +188,10 @@ def load_model(config: Config, run_dir: Path, origin: str, device: torch.device,
         )
         name = "chat" if (stage or origin) in CONVERSATIONAL else model.template
         set_template(policy.tokenizer, name, embedded=config.data.source == "tiny")
+    policy.offload_activations = config.optimizer.offload_activations
+    end = end_of_turn(policy.tokenizer)
+    if end is not None and end not in policy.eos_token_ids:  # of a base model with a conversation's template
+        policy.eos_token_ids = (*policy.eos_token_ids, end)
     return policy
 
 

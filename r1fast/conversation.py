@@ -17,6 +17,7 @@ from r1fast.templates import render_messages, response_prefix
 Part = Literal["thinking", "answer"]
 _TAG = re.compile("|".join(map(re.escape, TAGS)))
 ROWS = 16  # of the decode batch, the fewest there are
+DRAFT_TOKENS = 6  # a lone sequence leaves rows for guesses: a third fewer steps or more, and the same answer
 ANSWER_SHARE = 4  # 1 / 4 of the window is kept free for the answer, if that may be so long
 
 
@@ -47,7 +48,7 @@ class Conversation:
     cut_off: bool = False  # the last answer reached max_tokens
 
     def __post_init__(self) -> None:
-        self.engine = RolloutEngine(self.policy, rows=ROWS, seed=self.options.seed)
+        self.engine = RolloutEngine(self.policy, rows=ROWS, seed=self.options.seed, draft_tokens=DRAFT_TOKENS)
         self.remembers = self.options.remember and carries_turns(self.policy.tokenizer)
 
     def forget(self) -> None:

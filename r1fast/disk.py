@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from r1fast.checks import STUDENT_STAGES
+from r1fast.checks import STUDENT_STAGES, keeps_best
 from r1fast.config import Config, ConfigError
 
 # Stage -> the checkpoints that it leaves. The others write text only.
@@ -23,22 +23,36 @@ NUM_CHECKPOINTS = {
     "student_rl": 1,
 }
 STATE_BYTES = 4 * 3 + 4  # per parameter: fp32 master, AdamW's two moments; the reference, in fp32 at most
-NUM_STATES = 3  # a state, the one before it, and the next being written
 TEXT_BYTES = 16 << 20  # metrics, samples, examples, TensorBoard: a margin, not a bound
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def run_bytes(
-    config: Config, stages: Collection[str], *, num_params: int, student_params: int, compute_bytes: int
+    config: Config,
+    stages: Collection[str],
+    *,
+    num_params: int,
+    student_params: int,
+    compute_bytes: int,
+    adapters: Mapping[str, int] | None = None,
 ) -> int:
-    """Bytes that these stages of a run still write: their checkpoints, the largest state of one stage, text."""
+    """Bytes that these stages of a run still write: their checkpoints, the largest state of one stage, text.
+
+    `adapters`: numbers of those that a stage trains, in place of all parameters.
+    """
     checkpoints = states = 0
     for stage in stages:
         params = student_params if stage in STUDENT_STAGES else num_params
         if stage in NUM_CHECKPOINTS:
             checkpoints += NUM_CHECKPOINTS[stage] * params * compute_bytes
-            states = max(states, NUM_STATES * params * STATE_BYTES)
-    return checkpoints + (states if config.run.save_every_steps else states // NUM_STATES) + TEXT_BYTES
+            trained = (adapters or {}).get(stage, params)
+            checkpoints += trained * compute_bytes if trained != params else 0
+            if keeps_best(config, stage):
+                checkpoints += params * compute_bytes
+            states = max(states, trained * STATE_BYTES)
+    if config.run.save_every_steps:
+        states *= config.run.keep_states + 1  # those that are kept, and the next being written
+    return checkpoints + states + TEXT_BYTES
 
 
 def existing_parent(path: Path) -> Path:

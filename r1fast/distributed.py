@@ -9,16 +9,19 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from r1fast.config import ConfigError
+from r1fast.fresh_store import fresh_store
+from r1fast.pulse import Pulse
 
 # Ranks wait for the slowest one's rollout; a dead rank is noticed by torchrun, not by this.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
@@ -31,13 +34,39 @@ T = TypeVar("T")
 class Ranks:
     """This process among `world_size`; `device` is its own. Every method but `shard` is collective: all ranks call it.
 
-    With one process all of them return at once what a world of one would.
+    With one process all of them return at once what a world of one would. `sequence_parallel` neighbours share each
+    micro-batch, see `in_sequence_groups`.
     """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    sequence_parallel: int = 1
+    sequence_group: Any = None
+    pulse: Pulse = field(default_factory=Pulse, repr=False, compare=False)
+    """What this process is doing, for the watchdog."""
+
+    @property
+    def num_shares(self) -> int:
+        """Into how many shares training is divided."""
+        return self.world_size // self.sequence_parallel
+
+    @property
+    def sequence_place(self) -> int:
+        """Place among the processes that have the same share; figures of the share are place 0's to give."""
+        return self.rank % self.sequence_parallel
+
+    def in_sequence_groups(self, size: int) -> Ranks:
+        """The same processes, of which `size` neighbours have the same share of what is trained on (collective)."""
+        if size == 1:
+            return self
+        if self.world_size % size:
+            raise ConfigError(
+                f"distributed.sequence_parallel = {size} does not divide {self.world_size} processes; start a multiple"
+            )
+        group, _ = dist.new_subgroups(size)  # type: ignore[no-untyped-call]
+        return replace(self, sequence_parallel=size, sequence_group=group)
 
     def shard(self, items: Sequence[T]) -> list[T]:
         """This rank's share: every `world_size`-th item, so that ranks get like shares of a sorted list."""
@@ -50,14 +79,14 @@ class Ranks:
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Sum over the ranks, in place; the result is the same bits on every rank."""
         if self.world_size > 1:
-            with _together():
+            with self._together("all_reduce"):
                 dist.all_reduce(tensor)
         return tensor
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
         """Rank 0's values, in place."""
         if self.world_size > 1:
-            with _together():
+            with self._together("broadcast"):
                 dist.broadcast(tensor, src=0)
         return tensor
 
@@ -66,16 +95,38 @@ class Ranks:
         if self.world_size == 1:
             return [value]
         gathered: list[T | None] = [None] * self.world_size
-        with _together():
+        with self._together("gather_objects"):
             dist.all_gather_object(gathered, value)
         return cast("list[T]", gathered)
+
+    def gather_rows(self, rows: Tensor) -> list[Tensor]:
+        """Every rank's `rows` [n, K], by rank, on every rank; n may differ, K and the dtype may not."""
+        if self.world_size == 1:
+            return [rows]
+        counts = self.gather_objects(len(rows))
+        padded = rows.new_zeros(max(counts), rows.shape[1])
+        padded[: len(rows)] = rows
+        gathered = [torch.empty_like(padded) for _ in counts]
+        with self._together("all_gather"):
+            dist.all_gather(gathered, padded)
+        return [part[:count] for part, count in zip(gathered, counts, strict=True)]
+
+    def exchange(self, parts: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+        """Send `parts[r]` [n] to rank r and get as many elements from every rank as `counts` says; on the CPU."""
+        if self.world_size == 1:
+            return list(parts)
+        sent = torch.cat(list(parts))
+        received = sent.new_empty(sum(counts))
+        with self._together("all_to_all"):
+            dist.all_to_all_single(received, sent, list(counts), [len(part) for part in parts])
+        return list(torch.split(received, list(counts)))
 
     def broadcast_object(self, value: T) -> T:
         """Rank 0's value (pickled); the other ranks' argument is ignored."""
         if self.world_size == 1:
             return value
         box = [value]
-        with _together():
+        with self._together("broadcast_object"):
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
@@ -89,21 +140,21 @@ class Ranks:
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    @contextmanager
+    def _together(self, name: str) -> Iterator[None]:
+        """Name the usual cause of a collective that fails; the library's own message is the cause of the error."""
+        try:
+            with self.pulse.together(name):
+                yield
+        except RuntimeError as error:
+            raise RankLost(
+                "another rank ended while this one waited for it; its own message is above, or torchrun's has its exit "
+                f"code ({str(error).splitlines()[0]})"
+            ) from error
+
 
 class RankLost(RuntimeError):
     """Another rank ended while this one waited for it."""
-
-
-@contextmanager
-def _together() -> Iterator[None]:
-    """Name the usual cause of a collective that fails; the library's own message is the cause of the error."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise RankLost(
-            "another rank ended while this one waited for it; its own message is above, or torchrun's has its exit "
-            f"code ({str(error).splitlines()[0]})"
-        ) from error
 
 
 def merge(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -149,7 +200,12 @@ def start(device: str = "auto") -> Ranks:
         torch.cuda.set_device(chosen)
     if world_size > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        place: dict[str, Any] = {}
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store = next(rendezvous("env://"))[0]
+            own = fresh_store(store, rank, world_size, COLLECTIVE_TIMEOUT.total_seconds())
+            place = {"store": own, "rank": rank, "world_size": world_size}
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, **place)
     return Ranks(rank=rank, world_size=world_size, local_rank=local_rank, device=chosen)
 
 

@@ -45,10 +45,12 @@ def read_model(
     sampling = Sampling(
         temperature=temperature, top_p=top_p, max_tokens=max_tokens, stage=f"evaluation {name}", visit=0
     )
-    scorer = Scorer(dict.fromkeys((prompt.kind for prompt in prompts), METRICS))
+    pulse = context.ranks.pulse
+    scorer = Scorer(dict.fromkeys((prompt.kind for prompt in prompts), METRICS), pulse=pulse)
     try:
         own = context.ranks.shard(list(prompts))
-        scored = scorer.score_groups(own, engine.groups(own, samples_per_problem, sampling))
+        with pulse.during("evaluation"):
+            scored = scorer.score_groups(own, engine.groups(own, samples_per_problem, sampling))
         metrics = scorer.take_metrics()
     finally:
         scorer.close()
@@ -120,7 +122,8 @@ def read_general(
         stage="evaluation general",
         visit=0,
     )
-    rollouts = engine.generate(context.ranks.shard(list(prompts)), 1, sampling)
+    with context.ranks.pulse.during("evaluation"):
+        rollouts = engine.generate(context.ranks.shard(list(prompts)), 1, sampling)
     sums = Sums()
     for rollout in rollouts:
         summary = parse_response(response_text(rollout.prompt, rollout)).summary

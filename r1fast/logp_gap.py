@@ -37,13 +37,13 @@ class LogpGap:
     def update(self, run: Update, loss: PolicyLoss, step: int) -> Sums:
         """Step number `step` (from 0): `run` with the options in force, a second time where the first asks for that."""
         try:
-            return run(self._corrected(loss), lambda sums: self._check(sums, loss, step))
+            return run(self.in_force(loss), lambda sums: self._check(sums, loss, step))
         except _CorrectionNeeded as found:
             self._warned = self._corrects = True
             self._warn(
                 f"{found}: from this step on truncated importance weights correct it (loss.correct_gap); {_CAUSES}"
             )
-            return run(self._corrected(loss), lambda sums: None)
+            return run(self.in_force(loss), lambda sums: None)
 
     def state_dict(self) -> dict[str, bool]:
         """What has happened; loads with `weights_only`."""
@@ -53,7 +53,8 @@ class LogpGap:
         """Go on from `state_dict()`."""
         self._warned, self._corrects = state["warned"], state["corrects"]
 
-    def _corrected(self, loss: PolicyLoss) -> PolicyLoss:
+    def in_force(self, loss: PolicyLoss) -> PolicyLoss:
+        """The options that a step is run with."""
         return replace(loss, correction="truncate") if self._corrects and loss.correction == "none" else loss
 
     def _check(self, sums: Sums, loss: PolicyLoss, step: int) -> None:

@@ -27,7 +27,14 @@ usage: torchrun [...] -m r1fast.train [--recipe NAME|FILE.toml] [--run DIR] [--d
                                       [--SECTION.KEY VALUE ...]"""
 # Options that change what a run leaves behind or how it talks, not what it computes.
 FREE_KEYS = frozenset(
-    f"run.{name}" for name in ("name", "dir", "samples_per_step", "log_every_steps", "save_every_steps", "tensorboard")
+    f"run.{name}"
+    for name in (
+        *("name", "dir", "samples_per_step", "log_every_steps", "save_every_steps", "tensorboard"),
+        *("async_save", "keep_states", "keep_best"),
+    )
+) | frozenset(
+    f"faults.{name}"
+    for name in ("loading_s", "rollout_s", "reward_s", "training_s", "save_s", "evaluation_s", "slow_s", "max_skips")
 )
 
 TABLES = ("gym_tasks", "fields", "files")  # keys whose values are tables, with names of the user's own
@@ -71,7 +78,7 @@ def parse(argv: Sequence[str]) -> Invocation:
         for stage in STAGES:
             flat.pop(f"stages.{stage}.{path}", None)
         flat[path] = check(key, read_text(key, text))
-    run_name = flat.get("run.name") or Path(recipe).stem
+    run_name = flat.get("run.name") or Path(recipe).name.removesuffix(".toml")  # qwen2.5-7b is a name, too
     flat |= {"run.name": run_name, "run.dir": flat.get("run.dir") or f"runs/{run_name}"}
     return Invocation(config=build(flat), recipe=recipe, dry_run="dry-run" in flags)
 

@@ -32,7 +32,7 @@ def run_base(context: RunContext, stage: str) -> Mapping[str, Any]:
     context.console.stage_start(stage, 1, str(config.model.path))
     with context.stop.interruptible():
         policy = context.load("base")
-        engine = make_engine(policy, config)
+        engine = make_engine(policy, config, context.ranks.pulse.beat)
         prompts = context.prompts(policy, context.source.prompts("dev")[: config.rl.dev_problems])
         try:
             values = dev_reading(context, engine, prompts, config)
@@ -89,7 +89,9 @@ def _run_stage(context: RunContext, stage: str) -> None:
     earlier_s = folder.elapsed_s()
     if not folder.has_states():
         context.truncate(stage, 0)  # a stage that was interrupted before its first state starts again
-    result = dict(RUN[stage](context, stage))
+    with context.writer.finishing():
+        result = dict(RUN[stage](context, stage))
+    context.ranks.pulse.safe.withdraw()  # the stage is done: there is nothing to go back to, or to keep
     result["wall_s"] = earlier_s + time.perf_counter() - start
     context.finish(stage, result)
     context.ranks.barrier()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
+from r1fast.activations import offloaded_activations
+from r1fast.adapters import adapted_layers, merged_weights
 from r1fast.attention import ATTENTION_NAME, AttentionContext, PackedContext, register_attention
 from r1fast.models import check_checkpoint
 from r1fast.packing import position_ids
@@ -39,6 +41,7 @@ class Policy:
 
     `eos_token_ids`: every token that ends a completion, the tokenizer's own first (the one to train on).
     `gradient_checkpointing`: recompute each layer's activations in backward instead of keeping them.
+    `offload_activations`: what is kept for backward waits in the host's memory.
     """
 
     module: PreTrainedModel
@@ -47,6 +50,7 @@ class Policy:
     device: torch.device
     dtype: torch.dtype
     gradient_checkpointing: bool = False
+    offload_activations: bool = False
     version: int = 0
 
     @staticmethod
@@ -123,13 +127,28 @@ class Policy:
         inputs = self._inputs(batch.token_ids, batch.cu_seqlens, batch.parent)
         if attention is not None:
             inputs["attention_context"] = attention
-        with self._checkpointing():
-            outputs = self.module.base_model(**inputs)
-        return cast(Tensor, outputs.last_hidden_state[0])
+        return self._last_hidden(inputs)
+
+    def hidden_slice(self, token_ids: Tensor, positions: Tensor, attention: AttentionContext) -> Tensor:
+        """Last hidden states [L, D] of some tokens of a packed batch, int64 [L] with their positions.
+
+        `attention`: what they see of the batch's other tokens.
+        """
+        inputs = {
+            "input_ids": token_ids.to(self.device, non_blocking=True)[None],
+            "position_ids": positions.to(self.device, non_blocking=True)[None],
+            "use_cache": False,
+            "attention_context": attention,
+        }
+        return self._last_hidden(inputs)
 
     def save(self, directory: str | Path) -> None:
-        """Write safetensors, config and tokenizer, loadable with AutoModelForCausalLM and AutoTokenizer."""
-        self.module.save_pretrained(str(directory))
+        """Write safetensors, config and tokenizer, loadable with AutoModelForCausalLM and AutoTokenizer.
+
+        Adapters are merged into the weights that are written (`adapters.merged_weights`).
+        """
+        weights = merged_weights(self.module) if adapted_layers(self.module) else None
+        self.module.save_pretrained(str(directory), state_dict=weights)
         self.tokenizer.save_pretrained(str(directory))
 
     def copy(self) -> Policy:
@@ -163,6 +182,12 @@ class Policy:
             "use_cache": False,  # a cache would make some models look for padding in the position ids
             "attention_context": shared or PackedContext(cu_seqlens, self.device),
         }
+
+    def _last_hidden(self, inputs: dict[str, Any]) -> Tensor:
+        offloads = self.offload_activations and torch.is_grad_enabled()
+        with self._checkpointing(), offloaded_activations(self.module, self.device) if offloads else nullcontext():
+            outputs = self.module.base_model(**inputs)
+        return cast(Tensor, outputs.last_hidden_state[0])
 
     @contextmanager
     def _checkpointing(self) -> Iterator[None]:
@@ -205,10 +230,10 @@ def load_tokenizer(path: str | Path, *, gguf_file: str = "", trust_remote_code: 
         raise ValueError(f"model {str(path)!r}: its tokenizer cannot be loaded ({first_line}); {fix}") from error
 
 
-def eos_token_ids(tokenizer: Any, *configs: Any) -> tuple[int, ...]:
+def eos_token_ids(tokenizer: Any, *configs: Any, num_vocab: int | None = None) -> tuple[int, ...]:
     """Every end-of-sequence token that the tokenizer and the model's configs (None: absent) name, its own first.
 
-    Raises ValueError where there is none.
+    Raises ValueError where there is none, or none that a model of `num_vocab` tokens could ever draw.
     """
     found: dict[int, None] = {}
     for owner in (tokenizer, *configs):
@@ -218,6 +243,11 @@ def eos_token_ids(tokenizer: Any, *configs: Any) -> tuple[int, ...]:
         raise ValueError(
             "the model has no end-of-sequence token (eos_token_id is in neither config, generation_config nor "
             "tokenizer), so no completion could end; set eos_token_id in its config.json"
+        )
+    if num_vocab is not None and min(found) >= num_vocab:
+        raise ValueError(
+            f"end-of-sequence tokens {list(found)} lie outside the model's {num_vocab} tokens, so no completion could "
+            "end; correct eos_token_id in its config.json, or give the model the tokenizer that it was trained with"
         )
     return tuple(found)
 

@@ -6,7 +6,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,28 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from r1fast.checks import MODEL_REWARDS, STUDENT_STAGES, check_device, check_processes
 from r1fast.config import RL_STAGES, STAGES, Config, ConfigError, RewardWeights, user_input
-from r1fast.context import CONVERSATIONAL, compute_dtype
+from r1fast.context import CONVERSATIONAL, compute_dtype, local_device
 from r1fast.data.examples import read_messages
 from r1fast.data.prompts import most_bytes, varieties
+from r1fast.device_memory import check_cache, check_gpu, sampling
 from r1fast.disk import check_directory, run_bytes
 from r1fast.models import check_checkpoint, model_path, read_json
 from r1fast.policy import eos_token_ids, load_tokenizer
 from r1fast.records import Prompt
 from r1fast.rewards.code import is_code
 from r1fast.rewards.language import SUPPORTED
+from r1fast.rewrite_instruction import CONVERSATION, read_instruction
 from r1fast.rollout.vllm_model import check_vllm
 from r1fast.run_dir import unfinished_stages
 from r1fast.sandbox.client import Sandbox
 from r1fast.sandbox.layers import refusal
 from r1fast.schedule import values
 from r1fast.scorer import Scorer
-from r1fast.source import Source
+from r1fast.sequence_parallel import check_sequence_parallel
+from r1fast.source import Source, Split
 from r1fast.templates import set_template, write_prompts
+from r1fast.training_checks import ADAPTED, check_offload, check_targets
+from r1fast.zero_config import check_nvme
 
 logger = logging.getLogger(__name__)
 
@@ -50,20 +55,13 @@ def check_run(config: Config, run_dir: Path, source: Source, *, device: torch.de
     stages = unfinished_stages(config, run_dir)
     if stages:
         check_processes(config, world_size)
-        check_offload(config, stages, device)
+        check_offload(config, stages, device.type)
+        check_nvme(config.distributed)
         check_device(config, device.type)
         files = check_input(config, source, stages)
+        if device.type == "cuda":
+            check_gpu(config, stages, {root: m.described for root, m in files.items()}, device, world_size)
         check_directory(run_dir, space_needed(config, stages, files, device))
-
-
-def check_offload(config: Config, stages: Collection[str], device: torch.device) -> None:
-    """Moving to the host's memory what is there already would be for nothing. Raises ConfigError."""
-    for stage in stages:
-        if device.type != "cuda" and config.for_stage(stage).optimizer.offload_while_generating:
-            raise ConfigError(
-                f"optimizer.offload_while_generating = true in stage {stage} frees a GPU's memory, and the run is on "
-                f"{device.type}; set it to false, or run.device to cuda"
-            )
 
 
 def check_input(config: Config, source: Source, stages: Collection[str]) -> dict[str, ModelFiles]:
@@ -83,20 +81,25 @@ def check_input(config: Config, source: Source, stages: Collection[str]) -> dict
 
 def check_backend(config: Config, stages: Collection[str]) -> None:
     """ValueError where the engine that a stage samples with is not installed."""
-    sampling = [stage for stage in stages if STAGES[stage] not in ("sft", "reward_model")]
-    if any(config.for_stage(stage).rl.rollout_backend == "vllm" for stage in sampling):
+    if any(config.for_stage(stage).rollout.backend == "vllm" for stage in sampling(stages)):
         check_vllm()
 
 
 def space_needed(config: Config, stages: Collection[str], files: Mapping[str, ModelFiles], device: torch.device) -> int:
     """Bytes that these stages write; models whose files do not tell their size count nothing."""
     params = {root: model.num_params for root, model in files.items()}
+    adapters = {}
+    for stage in stages:
+        lora, model = config.for_stage(stage).lora, files.get("student" if stage in STUDENT_STAGES else "base")
+        if lora.rank and stage in ADAPTED and model is not None and model.layers:
+            adapters[stage] = lora.num_params(model.layers)
     return run_bytes(
         config,
         stages,
         num_params=params.get("base", 0),
         student_params=params.get("student", 0),
         compute_bytes=compute_dtype(config, device).itemsize,
+        adapters=adapters,
     )
 
 
@@ -117,8 +120,16 @@ def check_source(config: Config, source: Source, stages: Collection[str]) -> Non
     for stage in stages:
         view = config.for_stage(stage)
         try:
-            if (stage == "rejection" and view.rejection.general_share) or stage == "reward_models":
+            if stage == "rejection" and view.rejection.general_share:
                 source.general_examples(1, 0)
+            if stage == "reward_models":
+                counts: dict[Split, int] = {
+                    "train": view.reward_model.pairs,
+                    "held_out": view.reward_model.held_out_pairs,
+                }
+                for split, count in counts.items():
+                    source.preference_pairs(split, count, 0)
+                    source.safety_examples(split, count, 0)
             if STAGES[stage] == "sft":
                 if view.sft.general_share:
                     source.general_examples(1, 0)
@@ -133,7 +144,7 @@ def check_source(config: Config, source: Source, stages: Collection[str]) -> Non
             if any(values(view.rl.general_prompts_per_step)) and not general:
                 raise ConfigError(
                     f"stages.{stage}.general_prompts_per_step = {view.rl.general_prompts_per_step} but data.source = "
-                    f"{config.data.source!r} has no general prompts; set it to 0"
+                    f"{config.data.source!r} has no general prompts; set it to 0, or name some in general.prompts"
                 )
             _check_kinds(view, stage, prompts, general)
             if view.rewards not in checked:
@@ -197,19 +208,21 @@ class ModelFiles:
     own_template: Any
     window: int | None
     num_params: int
+    described: Any
+    layers: Mapping[str, tuple[int, int]]  # linear ones but the head: features in and out; empty where unknown
 
     @staticmethod
     def read(config: Config, root: str) -> ModelFiles:
         """Read it; ValueError for files that are missing, truncated, or without an end token."""
-        model = config.model
+        model, described = config.model, describe(config, root)
         name, path, gguf_file = _named(config, root)
-        described = describe(config, root)
+        check_sequence_parallel(described, config.distributed.sequence_parallel)
         files = check_checkpoint(path) if isinstance(path, Path) and not gguf_file else None
-        if files:
-            check_shapes(Path(path), described, trust_remote_code=model.trust_remote_code)
+        layers = check_shapes(Path(path), described, trust_remote_code=model.trust_remote_code) if files else {}
         tokenizer = load_tokenizer(path, gguf_file=gguf_file, trust_remote_code=model.trust_remote_code)
         try:
-            eos_token_ids(tokenizer, _generation_config(path), described)
+            num_vocab = getattr(described.get_text_config(), "vocab_size", None)
+            eos_token_ids(tokenizer, _generation_config(path), described, num_vocab=num_vocab)
         except ValueError as error:
             raise ConfigError(f"model {name!r}: {error}") from None
         return ModelFiles(
@@ -219,6 +232,8 @@ class ModelFiles:
             own_template=tokenizer.chat_template,
             window=getattr(described.get_text_config(), "max_position_embeddings", None),
             num_params=files.num_params if files else 0,
+            described=described,
+            layers=layers,
         )
 
     def check_stages(self, config: Config, source: Source, stages: Iterable[str]) -> None:
@@ -227,6 +242,8 @@ class ModelFiles:
         for stage in stages:
             if self.root not in roots(config, [stage]):
                 continue
+            check_cache(config, self.described, [stage], local_device(config))
+            check_targets(config.for_stage(stage).lora, stage, self.name, self.layers)
             template = self.set_template(config, stage)
             for key, limit, general in _limits(config.for_stage(stage), stage):
                 if (template, general) not in longest:
@@ -240,6 +257,33 @@ class ModelFiles:
                         f"{key} = {limit}: prompt {prompt.id!r} has {num_tokens} tokens in template {template!r}, "
                         f"together {num_tokens + limit}, and model {self.name!r} has a window of {self.window}; {fix}"
                     )
+
+            if stage == "cold_start" and config.for_stage(stage).cold_start.rewrite == "model":
+                self.check_rewriting(config, source)
+
+    def check_rewriting(self, config: Config, source: Source) -> None:
+        """It can rewrite the cold start's chains: it has a template of its own, and room for any chain and its like."""
+        options = config.for_stage("cold_start").cold_start
+        if not self.own_template:
+            raise ConfigError(
+                "cold_start.rewrite = 'model' asks the base model in its own chat template, and that of model "
+                f"{self.name!r} has none: give a model that has one, or rewrite = 'endpoint' or 'source'"
+            )
+        self.set_template(config, CONVERSATION)
+        instruction, limit = read_instruction(options.rewrite_prompt), options.max_tokens
+        asked = [
+            replace(prompt, text=instruction.substitute(question=prompt.text, response="", language=prompt.language))
+            for prompt in most_bytes(source.prompts("train"))
+        ]
+        num_tokens = len(self.longest(asked).token_ids)
+        if self.window is not None and num_tokens + 2 * limit > self.window:
+            room = (self.window - num_tokens) // 2
+            fix = f"lower it to at most {room}, or " if room > 0 else ""
+            raise ConfigError(
+                f"cold_start.max_tokens = {limit}: to rewrite a chain as long, model {self.name!r} reads {num_tokens} "
+                f"tokens of instruction and question and {limit} of the chain and writes {limit} more, and has a "
+                f"window of {self.window}; {fix}set cold_start.rewrite = 'endpoint'"
+            )
 
     def set_template(self, config: Config, stage: str) -> str:
         """Give the tokenizer the template of a stage, and return its name."""
@@ -281,13 +325,15 @@ def describe(config: Config, root: str) -> Any:
         raise ConfigError(f"model {name!r} cannot be read ({str(error).splitlines()[0]}); check {fix}") from error
 
 
-def check_shapes(path: Path, described: Any, *, trust_remote_code: bool) -> None:
+def check_shapes(path: Path, described: Any, *, trust_remote_code: bool) -> dict[str, tuple[int, int]]:
     """ValueError where the weights of `path` are not of the sizes that its config gives them; reads headers alone.
+
+    Returns the linear layers but the head, with their features in and out; none of a quantised model.
 
     Loading checks names and order of dimensions, too: transformers renames, fuses and transposes some on the way.
     """
     if getattr(described, "quantization_config", None) is not None:  # packed: stored in other shapes
-        return
+        return {}
     auto_model: Any = AutoModelForCausalLM
     try:
         with torch.device("meta"):
@@ -307,6 +353,9 @@ def check_shapes(path: Path, described: Any, *, trust_remote_code: bool) -> None
                         f"{path}: config.json does not describe these weights: {name} has shape {stored}, by the "
                         f"config it should have {wanted[name]}; use the config.json that came with the weights"
                     )
+    head = module.get_output_embeddings()
+    linear = {name: x for name, x in module.named_modules() if isinstance(x, torch.nn.Linear) and x is not head}
+    return {name: (layer.in_features, layer.out_features) for name, layer in linear.items()}
 
 
 def _named(config: Config, root: str) -> tuple[str, str | Path, str]:

@@ -9,6 +9,7 @@ Safe: pointwise, binary cross-entropy of safe against unsafe, on the whole respo
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from r1fast.attention import ATTENTION_NAME, PackedContext, register_attention
+from r1fast.idle import Idle
 from r1fast.packing import position_ids
 from r1fast.policy import Policy, without_load_report
 from r1fast.records import Prompt
@@ -32,6 +34,7 @@ class RewardModel:
         self, module: Any, tokenizer: PreTrainedTokenizerBase, eos_token_id: int, device: torch.device
     ) -> None:
         self.module, self.tokenizer, self.eos_token_id, self.device = module, tokenizer, eos_token_id, device
+        self._idle: Idle | None = None
 
     @classmethod
     def from_policy(cls, policy: Policy, directory: Path) -> RewardModel:
@@ -68,6 +71,10 @@ class RewardModel:
             )
         return cls(module.to(policy.device).eval(), policy.tokenizer, policy.eos_token_ids[0], policy.device)
 
+    def idle(self) -> None:
+        """From now on the weights, which are frozen, are on the device only while `score_responses` runs."""
+        self._idle = Idle(self.module.requires_grad_(False), self.device)
+
     def save(self, directory: Path) -> None:
         """Write safetensors and tokenizer; loads with AutoModelForSequenceClassification."""
         self.module.save_pretrained(directory)
@@ -102,10 +109,11 @@ class RewardModel:
         ids = self.encode(prompts, responses)
         order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
         scores = [0.0] * len(ids)
-        for start in range(0, len(order), rows):
-            chosen = order[start : start + rows]
-            for number, value in zip(chosen, self.score([ids[n] for n in chosen]).tolist(), strict=True):
-                scores[number] = value
+        with self._idle.awake() if self._idle else nullcontext():
+            for start in range(0, len(order), rows):
+                chosen = order[start : start + rows]
+                for number, value in zip(chosen, self.score([ids[n] for n in chosen]).tolist(), strict=True):
+                    scores[number] = value
         return scores
 
 

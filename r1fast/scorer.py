@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from r1fast.pulse import Pulse
 from r1fast.records import Prompt, Rollout, ScoredRollout
 from r1fast.rewards import REWARDS, Reward
 from r1fast.rewards.custom import load_custom
@@ -38,6 +39,7 @@ class Scorer:
     num_workers, timeout_s: verifier processes, started only when an answer needs one, and the wall clock of a check.
     max_error_share: above this share of verifier failures (timeout, crash) among a reward's recent scores `score`
     raises RuntimeError with examples. One hostile answer must not stop a run, a broken verifier must.
+    pulse: is shown the phase `reward` and its progress.
 
     Raises ValueError for an unknown reward name, and for a reward of the user that cannot be loaded.
     """
@@ -52,6 +54,7 @@ class Scorer:
         num_workers: int = 2,
         timeout_s: float = 5.0,
         max_error_share: float = 0.1,
+        pulse: Pulse | None = None,
     ) -> None:
         self._weights = {kind: dict(table) for kind, table in weights.items()}
         self._model_rewards = dict(model_rewards or {})
@@ -59,6 +62,7 @@ class Scorer:
         self._custom = load_custom(custom, taken=(*REWARDS, *self._model_rewards))
         self._rules: dict[str, Reward] = {**REWARDS, **self._custom}
         self._max_error_share = max_error_share
+        self._pulse = pulse or Pulse()
         self._pool = VerifierPool(num_workers=num_workers, timeout_s=timeout_s)
         self._tallies: dict[str, _Tally] = {}
         self._waited_s = self._verified_s = 0.0
@@ -96,6 +100,10 @@ class Scorer:
 
     def submit(self, rollouts: Sequence[Rollout]) -> Begun:
         """Begin to score rollouts: rule rewards at once, verifiers in the background."""
+        with self._pulse.during("reward"):
+            return self._submit(rollouts)
+
+    def _submit(self, rollouts: Sequence[Rollout]) -> Begun:
         parts: list[dict[str, Score]] = [{} for _ in rollouts]
         asked: list[tuple[int, str, Check]] = []
         for place, rollout in enumerate(rollouts):
@@ -106,6 +114,7 @@ class Scorer:
                 if isinstance(score, Check):
                     asked.append((place, name, score))
                     score = Score(0.0, "crash")
+                self._pulse.beat(name)
                 parts[place][name] = score  # also for a check, so that the table's order is kept
         # strict and lenient accuracy often ask the same question
         futures = {check: self._pool.submit(check) for check in dict.fromkeys(check for *_, check in asked)}
@@ -113,10 +122,14 @@ class Scorer:
 
     def result(self, begun: Sequence[Begun], step: int = 0) -> list[ScoredRollout]:
         """The scores of what `submit` began, as `score` gives them, in the order given; model rewards run here."""
+        with self._pulse.during("reward"):
+            return self._result(begun, step)
+
+    def _result(self, begun: Sequence[Begun], step: int) -> list[ScoredRollout]:
         start = time.perf_counter()
         rollouts = [rollout for part in begun for rollout in part.rollouts]
         try:
-            parts = [scores for part in begun for scores in part.scores()]
+            parts = [scores for part in begun for scores in part.scores(self._pulse.beat)]
         except BaseException:
             for part in begun:
                 part.cancel()
@@ -124,6 +137,7 @@ class Scorer:
         for name, places in self._batches(rollouts, step).items():
             values = self._model_rewards[name]([rollouts[place] for place in places])
             for place, value in zip(places, values, strict=True):
+                self._pulse.beat(name)
                 parts[place][name] = value if isinstance(value, Score) else Score(float(value), "ok")
         self._waited_s += time.perf_counter() - start
         self._count(rollouts, parts)
@@ -248,10 +262,11 @@ class Begun:
     parts: list[dict[str, Score]]
     checks: list[tuple[int, str, Future[Score]]]
 
-    def scores(self) -> list[dict[str, Score]]:
-        """By rollout and name of the reward; waits for the checks."""
+    def scores(self, beat: Callable[[str], object] = len) -> list[dict[str, Score]]:
+        """By rollout and name of the reward; waits for the checks, and calls `beat` after each."""
         for place, name, score in self.checks:
             self.parts[place][name] = score.result()
+            beat(name)
         return self.parts
 
     def cancel(self) -> None:

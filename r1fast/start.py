@@ -6,12 +6,14 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
+from r1fast.architectures import known_config
 from r1fast.config import Config, user_input
 from r1fast.console import Console
 from r1fast.context import RunContext, compute_dtype, local_device, write_json
 from r1fast.distributed import Ranks, idle_gpu_hint
 from r1fast.metrics import MetricsLog
-from r1fast.plan import ModelSize, Plan, make_plan, probe_speed
+from r1fast.model_size import ModelSize
+from r1fast.plan import Plan, make_plan, probe_speed
 from r1fast.preflight import check_backend, describe, roots
 from r1fast.source import Source
 from r1fast.stop import StopRequest
@@ -33,7 +35,7 @@ def open_source(config: Config) -> Source:
     from r1fast.data.source import PromptSource
 
     with user_input():
-        return PromptSource(data)
+        return PromptSource(data, config.general)
 
 
 def open_run(
@@ -73,8 +75,20 @@ def plan_of(config: Config) -> Plan:
     dtype = compute_dtype(config, device)
     with user_input():
         check_backend(config, config.pipeline.stages)
-        sizes = {root: ModelSize.of(describe(config, root)) for root in roots(config, config.pipeline.stages)}
+    model, student = model_sizes(config)
+    speed = probe_speed(device, dtype)
+    on_gpu = device.type == "cuda"
+    return make_plan(config, model, student=student, speed=speed, compute_bytes=dtype.itemsize, on_gpu=on_gpu)
+
+
+def model_sizes(config: Config) -> tuple[ModelSize, ModelSize | None]:
+    """Of the base model and the student, where a stage starts from it; of well-known checkpoints without a download."""
+    sizes: dict[str, ModelSize] = {}
+    with user_input():
+        for root in roots(config, config.pipeline.stages):
+            path = config.model.path if root == "base" else config.model.student
+            sizes[root] = ModelSize.of(known_config(path) or describe(config, root))
     student = sizes.get("student")
     model = sizes.get("base", student)
     assert model is not None, "a pipeline has stages, and they start from some model"
-    return make_plan(config, model, student=student, speed=probe_speed(device, dtype), compute_bytes=dtype.itemsize)
+    return model, student

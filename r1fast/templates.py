@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
+from jinja2 import TemplateError
+
 from r1fast.records import Prompt
 from r1fast.rewards.response import THINK
 from r1fast.tiny.templates import CHAT as TINY_CHAT
@@ -113,6 +115,25 @@ def render(question: str, tokenizer: Any) -> str:
 def render_messages(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> str:
     """The templated text of a conversation that ends in a question, up to where the answer starts."""
     return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The special token that the template writes behind an answer; None where it writes text, or nothing.
+
+    A model trained on the template ends its answers with it, whatever its config calls the end of a sequence.
+    """
+    probe = "r1fast"
+    messages = [{"role": "user", "content": probe}, {"role": "assistant", "content": probe}]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except TemplateError:  # a template for questions alone
+        return None
+    ids = tokenizer.encode(text.rpartition(probe)[2].strip(), add_special_tokens=False)
+    if not ids:
+        return None
+    # `all_special_ids` has those with a role (eos, pad, ...) only: not Llama 3's <|eot_id|>
+    added = tokenizer.added_tokens_decoder.get(ids[0])
+    return int(ids[0]) if ids[0] in tokenizer.all_special_ids or (added is not None and added.special) else None
 
 
 def response_prefix(text: str) -> str:

@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, set up, run or continue; returns the exit code. SIGTERM is no failure, from the first moment on."""
     die_with_launcher()
     _let_threads_sleep()
+    _use_huge_pages()
     arguments, stop = list(sys.argv[1:] if argv is None else argv), StopRequest()
     try:
         with stop.listening():
@@ -49,6 +51,13 @@ def _let_threads_sleep() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
+def _use_huge_pages() -> None:
+    """PyTorch's large tensors on a CPU lie on huge pages where Linux has them: it takes them afresh from the system for
+    every step, and the system is up to five times as long about as many small pages. The user's own setting stands.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
 def _main(arguments: Sequence[str], stop: StopRequest) -> int:
     try:
         invocation = parse(arguments)
@@ -65,7 +74,8 @@ def _main(arguments: Sequence[str], stop: StopRequest) -> int:
 def run_directory(invocation: Invocation) -> Path:
     """[run] dir, or runs/RECIPE."""
     config = invocation.config
-    return Path(config.run.dir) if config.run.dir else Path("runs") / (config.run.name or Path(invocation.recipe).stem)
+    name = config.run.name or Path(invocation.recipe).name.removesuffix(".toml")
+    return Path(config.run.dir) if config.run.dir else Path("runs") / name
 
 
 def _refuse(error: Exception, *, leads: bool = True) -> int:
@@ -93,6 +103,7 @@ def _train(invocation: Invocation, stop: StopRequest) -> int:
     from r1fast import distributed
     from r1fast.preflight import check_run
     from r1fast.start import open_run, open_source
+    from r1fast.watchdog import Watchdog
 
     config, run_dir = invocation.config, run_directory(invocation)
     _set_threads(config)
@@ -106,7 +117,9 @@ def _train(invocation: Invocation, stop: StopRequest) -> int:
         _first(ranks, lambda: check_run(config, run_dir, source, device=ranks.device, world_size=size))
         with distributed.lock_run_dir(run_dir, ranks.rank):
             _first(ranks, lambda: _claim(config, run_dir))
-            return _run(open_run(config, run_dir, ranks, stop, source=source))
+            stage = partial(_current_stage, config, run_dir)
+            with Watchdog(ranks, config.faults, run_dir, stop=stop, stage=stage):
+                return _run(open_run(config, run_dir, ranks, stop, source=source))
     except ConfigError as error:
         return _refuse(error, leads=ranks.rank == 0)
     except distributed.RankLost as error:
@@ -139,9 +152,8 @@ def _failed(config: Config, run_dir: Path, error: Exception) -> int:
     """Note how the run ended; a full disk is explained, anything else goes on as it is."""
     from r1fast.disk import is_disk_full
     from r1fast.failure import write_failure
-    from r1fast.run_dir import unfinished_stages
 
-    stage = next(iter(unfinished_stages(config, run_dir)), "")
+    stage = _current_stage(config, run_dir)
     write_failure(run_dir, stage, error)
     if not is_disk_full(error, run_dir):
         raise error
@@ -154,14 +166,37 @@ def _failed(config: Config, run_dir: Path, error: Exception) -> int:
     return FAILURE
 
 
+def _current_stage(config: Config, run_dir: Path) -> str:
+    from r1fast.run_dir import unfinished_stages
+
+    return next(iter(unfinished_stages(config, run_dir)), "")
+
+
 def _run(context: Any) -> int:
+    from r1fast.distributed import RankLost
     from r1fast.pipeline import run_pipeline
 
     with context:
-        whole = run_pipeline(context)
+        try:
+            whole = run_pipeline(context)
+        except (RankLost, Stopped):  # a launcher's SIGTERM follows the loss of a process within moments
+            with context.stop.held():
+                _save_what_is_done(context)
+            raise
         if context.ranks.rank == 0:
             show(context, whole)
     return 0
+
+
+def _save_what_is_done(context: Any) -> None:
+    """The run ends here: the state between two steps, where rank 0 has it whole, is not lost with it."""
+    try:
+        saved = context.ranks.pulse.safe.save()
+    except Exception as error:  # the run ends of something else, which is on its way to the user
+        context.console.warn(f"what was done could not be saved ({type(error).__name__}: {error})")
+    else:
+        if saved:
+            context.console.note(f"saved {saved}")
 
 
 def show(context: Any, whole: dict[str, Any]) -> None:

@@ -22,7 +22,8 @@ DYING = Path(__file__).with_name("dying.py")
 # Times, memory and versions may differ between two runs.
 FREE = frozenset({"wall_s", "peak_pss_bytes", "versions"})
 # What says something of the processes, what shows times, and what is compared in another way.
-FREE_FILES = frozenset({".lock", ".lock.1", ".peak_pss_bytes", "config.toml", "report.html", METRICS_FILE})
+FREE_FILES = frozenset({".peak_pss_bytes", "config.toml", "report.html", METRICS_FILE})
+FREE_STARTS = (".lock", "faults/", "tensorboard/")
 # The kernel has this long to end the workers of a killed launcher: far more than it needs on a busy machine.
 LAST_WORKER_S = 20.0
 
@@ -32,7 +33,7 @@ def left_behind(run_dir: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"metrics": without_times(read_metrics(run_dir))}
     for path in sorted(run_dir.rglob("*")):
         name = str(path.relative_to(run_dir))
-        if path.is_dir() or name in FREE_FILES or name.startswith("tensorboard/"):
+        if path.is_dir() or name in FREE_FILES or name.startswith(FREE_STARTS):
             continue
         if path.suffix == ".json":
             found[name] = without_free(json.loads(path.read_text(encoding="utf-8")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,8 +76,8 @@ def test_wrong_type(refuse: Callable[..., str]) -> None:
 
 
 def test_batch_that_does_not_divide(refuse: Callable[..., str]) -> None:
-    message = refuse("--rl.rollout_rows", "40")
-    assert "rollout_rows = 40 must be a multiple of 16" in message and message.endswith("give 48")
+    message = refuse("--rollout.rows", "40")
+    assert "rollout.rows = 40 must be a multiple of 16" in message and message.endswith("give 48")
 
 
 def test_group_of_one(refuse: Callable[..., str]) -> None:
@@ -128,7 +129,7 @@ def test_general_data_that_the_source_has_not(refuse: Callable[..., str], jsonl:
     message = refuse(*jsonl, "--stages.r1_zero.general_prompts_per_step", "4")
     assert "stages.r1_zero.general_prompts_per_step = 4 but data.source = 'file' has no general prompts" in message
     message = refuse(*with_option(jsonl, "--pipeline.stages", "r1_zero,cold_start,sft_1,rl_1,rejection"))
-    assert message.startswith("stages.rejection: this source has verifiable prompts only")
+    assert message.startswith("stages.rejection: general.examples is empty, and the stage needs it: name a file")
 
 
 def test_prompt_longer_than_the_window(refuse: Callable[..., str], jsonl: list[str], tmp_path: Path) -> None:
@@ -152,11 +153,38 @@ def test_model_without_chat_template(refuse: Callable[..., str], jsonl: list[str
     assert refuse(*words).startswith("stage sft_1 needs a tokenizer with a chat template")
 
 
+def test_base_model_that_cannot_rewrite(refuse: Callable[..., str], jsonl: list[str], tmp_path: Path) -> None:
+    """Found before R1-Zero is trained, not when its chains are to be rewritten."""
+    words = [*with_option(jsonl, "--pipeline.stages", "r1_zero,cold_start"), "--cold_start.rewrite", "model"]
+    message = refuse(*words, "--cold_start.max_tokens", "100")
+    found = re.fullmatch(
+        r"cold_start\.max_tokens = 100: to rewrite a chain as long, model '.*' reads (\d+) tokens of instruction and "
+        r"question and 100 of the chain and writes 100 more, and has a window of 256; (lower it to at most (\d+), or )?"
+        r"set cold_start\.rewrite = 'endpoint'",
+        message,
+    )
+    assert found is not None, message
+    short = tmp_path / "short.txt"
+    short.write_text("$question $response $language", encoding="utf-8")
+    message = refuse(*words, "--cold_start.max_tokens", "150", "--cold_start.rewrite_prompt", str(short))
+    room = int(message.partition("at most ")[2].partition(",")[0])
+    assert 100 < room < 128
+    without_template(tmp_path / "model")
+    assert refuse(*words, "--cold_start.max_tokens", str(room)).startswith("cold_start.rewrite = 'model' asks the base")
+
+
 def test_model_without_end_token(refuse: Callable[..., str], jsonl: list[str], tmp_path: Path) -> None:
     without_end(tmp_path / "model")
     message = refuse(*jsonl)
     assert message.startswith(f"model '{tmp_path}/model': the model has no end-of-sequence token")
     assert message.endswith("set eos_token_id in its config.json")
+
+
+def test_model_whose_end_token_it_cannot_draw(refuse: Callable[..., str], jsonl: list[str], tmp_path: Path) -> None:
+    edit_json(tmp_path / "model" / "tokenizer_config.json", lambda fields: fields.pop("eos_token"))
+    for name in ("config.json", "generation_config.json"):
+        edit_json(tmp_path / "model" / name, lambda fields: fields.update(eos_token_id=5000))
+    assert "end-of-sequence tokens [5000] lie outside the model's 398 tokens" in refuse(*jsonl)
 
 
 def test_truncated_weights(refuse: Callable[..., str], jsonl: list[str], tmp_path: Path) -> None:

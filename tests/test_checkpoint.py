@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pickle
@@ -82,6 +83,17 @@ def test_a_failed_write_leaves_the_states_before(folder: StateFolder, monkeypatc
         with pytest.raises(OSError, match="no space"):
             save(folder, 3)
     assert step_of(folder) == 2 and len(list(folder.path.iterdir())) == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_the_error_whatever_torch_makes_of_it(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real: Any = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *mode: real(Path("/dev/full") if mode else self, *mode, 0))
+    with pytest.raises(OSError, match="No space left") as found:
+        save(folder, 1)
+    assert found.value.errno == errno.ENOSPC
 
 
 @pytest.mark.parametrize("moment", ["fsync", "replace"])

@@ -38,6 +38,20 @@ def test_more_processes_than_work_are_refused(words: list[str], world_size: int,
     assert message in str(error.value)
 
 
+def test_processes_that_share_micro_batches_come_in_groups() -> None:
+    words = ["--distributed.sequence_parallel", "2", "--stages.sft_2.batch_size", "6"]
+    check_processes(parse(words).config, 12)  # six shares
+    with pytest.raises(ConfigError, match=r"6 sequences in a batch for 7 processes would leave 1 of them"):
+        check_processes(parse(words).config, 14)
+    with pytest.raises(ConfigError, match=r"sequence_parallel = 2 does not divide 3 processes; start a multiple of 2"):
+        check_processes(parse(words).config, 3)
+
+
+def test_slices_are_not_strict() -> None:
+    with pytest.raises(ConfigError, match=r"strict = true with distributed\.sequence_parallel = 2"):
+        parse(["--rl.strict", "true", "--distributed.sequence_parallel", "2"])
+
+
 def test_updates_of_one_rollout_count_together() -> None:
     words = ["--rl.prompts_per_step", "2", "--stages.rl_2.prompts_per_step", "2", "--rl.updates_per_rollout", "4"]
     check_processes(parse(words).config, 8)
@@ -52,8 +66,16 @@ def test_strict_is_refused_off_the_cpu() -> None:
 
 
 def test_strict_is_the_paged_engines() -> None:
-    with pytest.raises(ConfigError, match=r"strict = true makes the paged engine's .* rollout_backend is 'vllm'"):
-        parse(["--rl.strict", "true", "--rl.rollout_backend", "vllm"])
+    with pytest.raises(ConfigError, match=r"strict = true makes the paged engine's .* rollout\.backend is 'vllm'"):
+        parse(["--rl.strict", "true", "--rollout.backend", "vllm"])
+
+
+def test_guesses_are_the_paged_engines() -> None:
+    parse(["--rollout.draft_tokens", "4", "--rollout.draft_rows", "32"])
+    with pytest.raises(ConfigError, match=r"draft_tokens = 4 is of the paged engine, .*; use 'paged', or set"):
+        parse(["--rollout.draft_tokens", "4", "--rollout.backend", "vllm"])
+    with pytest.raises(ConfigError, match=r"rollout\.draft_rows = 40 must be a multiple of 16 .* give 48"):
+        parse(["--rollout.draft_rows", "40"])
 
 
 def test_gaps_rise() -> None:

@@ -12,23 +12,32 @@ from r1fast.schema import KEYS
 
 # Every option. A change here is a change of the user's interface: README and recipes follow it.
 ALL_KEYS = {
-    "run": "name dir seed device dtype threads samples_per_step log_every_steps save_every_steps tensorboard",
+    "run": "name dir seed device dtype threads samples_per_step log_every_steps save_every_steps async_save "
+    "keep_states keep_best tensorboard",
     "model": "path student gguf_file template trust_remote_code",
     "data": "source file dev_file held_out_file preset fields bad_rows eval_files pass_rates min_pass_rate "
     "max_pass_rate gym_tasks num_train num_dev num_held_out seed language max_bad_golds",
+    "general": "prompts examples preferences safety",
     "pipeline": "stages",
     "rl": "steps prompts_per_step general_prompts_per_step group_size updates_per_rollout temperature top_p max_tokens "
     "lr warmup_steps baseline advantage_scale reference_refresh_steps zero_variance dev_every_steps dev_problems "
-    "rollout_rows rollout_cuda_graphs rollout_backend strict",
+    "strict",
+    "rollout": "backend rows threads cuda_graphs draft_tokens draft_rows",
     "loss": "objective level clip_low clip_high dual_clip delta kl kl_coef correction correction_level correction_cap "
     "entropy_coef aggregate warn_gap correct_gap stop_gap",
-    "sft": "steps epochs batch_size lr lr_final warmup_steps general_share files",
-    "optimizer": "beta1 beta2 eps weight_decay max_grad_norm micro_batch_tokens gradient_checkpointing "
-    "offload_while_generating",
+    "sft": "steps epochs batch_size lr lr_final warmup_steps general_share dev_every_steps files",
+    "optimizer": "name beta1 beta2 eps weight_decay max_grad_norm micro_batch_tokens gradient_checkpointing "
+    "offload_activations offload_while_generating offload_idle_models",
+    "lora": "rank alpha rank_stabilised dropout targets",
+    "distributed": "engine zero_stage offload_optimizer offload_parameters sequence_parallel nvme_path "
+    "deepspeed_config",
+    "faults": "loading_s rollout_s reward_s training_s save_s evaluation_s slow_s max_skips spike spike_factor "
+    "spike_window",
     "scoring": "custom gate",
-    "cold_start": "prompts samples_per_prompt temperature max_tokens max_per_prompt max_kept min_language",
+    "cold_start": "prompts samples_per_prompt temperature max_tokens max_per_prompt max_kept min_language "
+    "rewrite rewrite_prompt",
     "rejection": "prompts samples_per_prompt temperature max_tokens max_per_prompt min_language max_paragraph_tokens "
-    "max_chain_tokens drop_code_blocks general_share",
+    "max_chain_tokens drop_code_blocks min_grade general_share",
     "reward_model": "steps batch_size lr pairs held_out_pairs",
     "judge": "endpoint model key_variable prompt pair_prompt temperature max_tokens votes concurrency timeout_s "
     "total_timeout_s retries prompt_price reply_price",
@@ -40,8 +49,9 @@ MAX_KEYS = 20
 def test_the_full_list_of_keys() -> None:
     assert {section: list(keys) for section, keys in KEYS.items()} == {s: k.split() for s, k in ALL_KEYS.items()}
     assert [section.name for section in fields(Config)] == [
-        *("run", "model", "data", "pipeline", "rl", "loss", "sft", "optimizer", "rewards", "scoring"),
-        *("cold_start", "rejection", "reward_model", "judge", "evaluation", "stages"),
+        *("run", "model", "data", "general", "pipeline", "rl", "rollout", "loss", "sft", "optimizer"),
+        *("lora", "distributed", "faults", "rewards", "scoring", "cold_start", "rejection", "reward_model", "judge"),
+        *("evaluation", "stages"),
     ]
     assert max(len(keys) for keys in KEYS.values()) <= MAX_KEYS
 

@@ -43,6 +43,17 @@ def test_load_gives_each_stage_its_model_and_template(tmp_path: Path) -> None:
     assert all(policy.gradient_checkpointing for policy in policies.values())
 
 
+def test_the_end_of_a_turn_ends_a_completion(tmp_path: Path) -> None:
+    base = save_model(tmp_path / "base", 0)
+    config = tiny_config(base)
+    turns = tmp_path / "turns.jinja"
+    turns.write_text("{% for m in messages %}{{ m['content'] }} <pad>{% endfor %}", encoding="utf-8")
+    config = replace(config, model=replace(config.model, template=str(turns)))
+    with open_context(config, tmp_path / "run") as context:
+        policy = context.load("base")
+    assert policy.eos_token_ids == (policy.tokenizer.eos_token_id, policy.tokenizer.pad_token_id)
+
+
 def test_results_mark_finished_stages(tmp_path: Path) -> None:
     config = tiny_config(save_model(tmp_path / "model"))
     with open_context(config, tmp_path / "run") as context:

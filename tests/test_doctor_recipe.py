@@ -82,7 +82,7 @@ def test_memory_that_may_or_will_not_suffice(
     monkeypatch.setattr(recipe, "available_bytes", lambda: available_bytes)
     line = checked(parse(SHORT).config, tmp_path / "run")["memory"]
     assert line.status == status
-    assert ("rl.rollout_rows" in line.fix) == (status != "ok")
+    assert ("rollout.rows" in line.fix) == (status != "ok")
 
 
 def test_an_end_token_that_the_model_cannot_draw(tmp_path: Path) -> None:

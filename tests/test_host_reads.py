@@ -14,6 +14,7 @@ from r1fast.policy import Policy
 from r1fast.records import Prompt
 from r1fast.rollout.batch import DecodeBatch
 from r1fast.rollout.engine import RolloutEngine
+from r1fast.rollout.guess_step import GuessRows
 from r1fast.rollout.host_reads import HostRead, NoHostReads
 from r1fast.sampling import Sampling
 from tests.test_rollout_models import FAMILIES, _policy
@@ -63,6 +64,25 @@ def test_a_step_needs_nothing_of_the_host(monkeypatch: pytest.MonkeyPatch, famil
     assert len(rows) >= 8 and set(rows) == {16}
     assert [r.token_ids.tolist() for r in found] == [r.token_ids.tolist() for r in expected]
     assert all(torch.equal(one.logp, other.logp) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_a_step_with_guesses_needs_nothing_either(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    policy = _policy(FAMILIES["llama"])
+    changes = {"temperature": 0.0, "max_tokens": 60, "stage": "x", "visit": 0}
+    sampling = Sampling(**(SAMPLINGS[name] | changes))
+    expected = RolloutEngine(policy, rows=16, seed=0).generate(PROMPTS, 2, sampling)
+    rows, real = _watch(monkeypatch), DecodeBatch._guess_step
+
+    def step(self: DecodeBatch, guessing: GuessRows) -> None:
+        with NoReaders(), NoHostReads():
+            real(self, guessing)
+        rows.append(-1)
+
+    monkeypatch.setattr(DecodeBatch, "_guess_step", step)
+    found = RolloutEngine(policy, rows=16, seed=0, draft_tokens=3).generate(PROMPTS, 2, sampling)
+    assert rows.count(-1) >= 8
+    assert [r.token_ids.tolist() for r in found] == [r.token_ids.tolist() for r in expected]
 
 
 def test_bf16_weights_need_nothing_either(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from r1fast.schema import KEYS
 # What a recipe needs on the command line.
 NEEDED = {
     "r1": ["--model", "/models/base", "--model.student", "/models/student", "--data", "train.jsonl"],
+    "smollm2-r1": ["--model", "/models/smollm2"],
     "smollm2-zero": ["--model", "/models/smollm2"],
 }
 
@@ -47,7 +48,10 @@ def test_every_recipe_loads_and_its_config_toml_gives_it_back(name: str, tmp_pat
 
 
 def test_recipes_of_the_package() -> None:
-    assert recipe_names() == ["r1", "smoke", "smollm2-zero", "tiny", "tiny-no-language"]
+    small = ["smoke", "smollm2-r1", "smollm2-zero", "tiny", "tiny-no-language"]
+    large = ["r1", "r1-deepseek-v3", "r1-qwen2.5-7b", "r1-zero-qwen2.5-1.5b-gsm8k", "r1-zero-qwen2.5-32b"]
+    students = ["llama3.1-8b", "llama3.3-70b", "qwen2.5-1.5b", "qwen2.5-14b", "qwen2.5-32b", "qwen2.5-7b"]
+    assert recipe_names() == sorted([*small, *large, *(f"distill-{student}" for student in students)])
 
 
 def test_tiny_is_the_default_and_runs_every_stage() -> None:
@@ -131,7 +135,7 @@ def test_values_are_toml_with_text_as_the_fall_back(argv: list[str], section: st
         ("--stages.rl_1 1", "stages.STAGE.KEY"),
         ("--rewards.math 1", "rewards.math.accuracy"),
         ("--rewards.math.acuracy 1", "no reward rewards.math.acuracy; the rewards are accuracy"),
-        ("--recipe tinny", "recipe 'tinny' does not exist; give one of r1"),
+        ("--recipe tinny", "recipe 'tinny' does not exist; give one of distill-llama3.1-8b"),
         ("--rl.lr", "needs a value"),
         ("--rl.lr --dry-run", "needs a value"),
         ("--rl.lr 1 --rl.lr 2", "given twice: '1' and '2'"),
@@ -153,11 +157,14 @@ def test_values_are_toml_with_text_as_the_fall_back(argv: list[str], section: st
         ("--loss.kl weighted_k2", "must be one of none, k2, k3, weighted_k3; did you mean weighted_k3?"),
         ("--rl.group_size 1", "group_size = 1: the advantage of a group of one is always 0; give at least 2"),
         ("--rl.prompts_per_step 0", "no prompts at step 0"),
-        ("--rl.rollout_rows 20", "multiple of 16"),
+        ("--rollout.rows 20", "multiple of 16"),
         ("--rl.dev_problems 999", "exceeds data.num_dev = 256"),
         ("--rewards.math.accuracy 0 --rewards.math.format 0", "every reward weight is 0"),
         ("--pipeline.stages base,r1_zeroo", "'r1_zeroo' does not exist"),
         ("--pipeline.stages base,rl_1", "rl_1 reads the result of sft_1"),
+        ("--pipeline.stages base,distill", "or give stages.distill.files to learn from"),
+        ("--pipeline.stages base,distill --sft.files {a=1} --sft.general_share 0.5", "set it to 0, and give general"),
+        ("--pipeline.stages base,distill --sft.files {a=1} --sft.steps 0", "steps = 0 counts the result of rejection"),
         ("--pipeline.stages base,base", "names base 2 times"),
         ("--pipeline.stages r1_zero,base", "out of order"),
         ("--pipeline.stages []", "is empty"),
@@ -272,3 +279,34 @@ def test_config_toml_is_exact(name: str, lr: float, pieces: list[tuple[int, int]
     assert tomllib.loads(to_toml(config))["run"]["name"] == name
     assert build(flatten(config)) == config
     assert tomllib.loads(to_toml(config))["rl"]["lr"] == lr
+
+
+@pytest.mark.parametrize(
+    ("student", "rate"),
+    [  # the paper's table of distillation: learning rate by student; each falls to a tenth
+        ("qwen2.5-1.5b", 1e-4),
+        ("qwen2.5-7b", 8e-5),
+        ("qwen2.5-14b", 7e-5),
+        ("qwen2.5-32b", 6e-5),
+        ("llama3.1-8b", 5e-5),
+        ("llama3.3-70b", 2e-5),
+    ],
+)
+def test_distillation_has_the_papers_numbers(student: str, rate: float) -> None:
+    sft = parse(["--recipe", f"distill-{student}"]).config.for_stage("distill").sft
+    assert (sft.lr, sft.lr_final, sft.batch_size) == (rate, pytest.approx(rate / 10), 64)
+    assert round(sft.steps * 64 / 93_733, 2) == 2.0  # epochs of the paper's 2 to 3
+
+
+def test_large_recipes_have_the_papers_numbers() -> None:
+    whole = parse(["--recipe", "r1-deepseek-v3"]).config
+    zero = whole.for_stage("r1_zero").rl
+    assert (zero.steps, zero.prompts_per_step, zero.group_size, zero.updates_per_rollout) == (10_400, 32, 16, 16)
+    assert (zero.lr, zero.reference_refresh_steps, whole.loss.kl_coef) == (3e-6, 400, 0.001)
+    assert zero.max_tokens == ((0, 32_768), (8_200, 65_536))
+    assert whole.for_stage("rl_1").loss.clip_low == 10.0
+    last = whole.for_stage("rl_2").rl
+    assert (last.steps, last.temperature) == (1_700, 0.7)
+    small = parse(["--recipe", "r1-zero-qwen2.5-32b"]).config.for_stage("r1_zero").rl
+    assert (small.lr, small.steps, small.max_tokens) == (2e-6, 10_000, 32_768)
+    assert (small.prompts_per_step, small.group_size) == (32, 16)

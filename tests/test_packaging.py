@@ -155,7 +155,7 @@ def test_linux_only_dependencies_have_markers_and_apex_is_never_named(project: d
 def test_every_import_is_a_declared_dependency(project: dict[str, Any]) -> None:
     declared = set(map(distribution, project["project"]["dependencies"]))
     optional = project["project"]["optional-dependencies"]
-    extras = set(map(distribution, [*optional["data"], *optional["gguf"]]))
+    extras = set(map(distribution, [*optional["data"], *optional["gguf"], *optional["lora"]]))
     for path in SOURCES:
         for name in imports(path, typing_too=True):
             head = name.split(".")[0]

@@ -13,10 +13,11 @@ from checkpoints import copy_teacher, without_template
 from r1fast.config import STAGES, ConfigError
 from r1fast.context import write_json
 from r1fast.options import parse
-from r1fast.preflight import ModelFiles, check_offload, check_run, check_source, roots
+from r1fast.preflight import ModelFiles, check_run, check_source, roots
 from r1fast.run_dir import stage_directory, unfinished_stages
 from r1fast.start import open_source
 from r1fast.templates import write_prompts
+from r1fast.training_checks import check_offload
 
 CPU = torch.device("cpu")
 
@@ -80,8 +81,8 @@ def test_what_frees_a_gpus_memory_is_refused_on_a_cpu(tmp_path: Path) -> None:
     config = parse(["--stages.rl_1.optimizer.offload_while_generating", "true"]).config
     with pytest.raises(ConfigError, match=r"offload_while_generating = true in stage rl_1 .* run is on cpu; set it to"):
         check_run(config, tmp_path / "run", open_source(config), device=CPU)
-    check_offload(config, ["rl_1"], torch.device("cuda"))
-    check_offload(config, ["r1_zero"], CPU)
+    check_offload(config, ["rl_1"], "cuda")
+    check_offload(config, ["r1_zero"], "cpu")
 
 
 def test_a_missing_gguf_file_is_named(tmp_path: Path) -> None:
@@ -119,3 +120,14 @@ def test_every_gold_answer_is_checked_and_a_share_may_fail(tmp_path: Path, capsy
     tolerant = replace(config, data=replace(config.data, max_bad_golds=0.1))
     check_source(tolerant, source, ["r1_zero"])
     assert f"warning: {num_bad} of 84 gold answers do not score 1" in capsys.readouterr().err
+
+
+def test_a_model_that_the_paged_cache_cannot_hold_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    directory = copy_teacher(tmp_path / "model")
+    fields = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    fields |= {"kv_lora_rank": 512, "architectures": ["LatentForCausalLM"]}
+    (directory / "config.json").write_text(json.dumps(fields), encoding="utf-8")
+    config = parse(["--pipeline.stages", "base,r1_zero"]).config
+    config = replace(config, model=replace(config.model, path=str(directory)))
+    with pytest.raises(ConfigError, match=r"LatentForCausalLM keeps one latent vector a token .*kv_lora_rank = 512"):
+        check_run(config, tmp_path / "run", open_source(config), device=CPU)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +17,11 @@ import pytest
 import torch
 from tiny_run import math_prompt, open_context, save_model, scored, tiny_config
 
+from r1fast.checkpoint import read_state
 from r1fast.config import Config
 from r1fast.console import Console
 from r1fast.context import RunContext, read_lines
+from r1fast.disk import is_disk_full
 from r1fast.metrics import read_metrics
 from r1fast.progress import Progress
 from r1fast.stop import Stopped
@@ -26,9 +30,10 @@ from r1fast.tiny.tokenizer import build_tokenizer
 STAGE = "sft_1"
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    return tiny_config(save_model(tmp_path_factory.mktemp("model")), run__save_every_steps=3)
+@pytest.fixture(scope="module", params=["on", "off"])
+def config(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Config:
+    model = save_model(tmp_path_factory.mktemp("model"))
+    return tiny_config(model, run__save_every_steps=3, run__async_save=request.param)
 
 
 @pytest.fixture
@@ -50,6 +55,7 @@ def do(context: RunContext, progress: Progress, *steps: int) -> None:
         context.log(STAGE, step, {"loss": float(step)})
         context.write_samples(STAGE, step, [scored(math_prompt(), "7")], build_tokenizer())
         progress.step_done(step, lambda done=step: {"weights": torch.full((2,), float(done))})  # type: ignore[misc]
+    context.writer.wait()
 
 
 def saved_steps(context: RunContext) -> list[int]:
@@ -125,6 +131,81 @@ def test_never_unless_asked(config: Config, tmp_path: Path) -> None:
         assert saved_steps(context) == []
         progress.save(7, {})
         assert saved_steps(context) == [7]
+
+
+def test_what_is_written_behind_is_the_state_of_its_step(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training changes the weights in place while the thread writes; the next save waits for it."""
+    progress, weights, going_on = Progress(context, STAGE), torch.zeros(4), threading.Event()
+    behind = context.config.run.async_save == "on"
+    real: Any = torch.save
+    waited: list[bool] = []
+
+    def slow(state: Any, file: Any) -> None:
+        waited.append(going_on.wait(timeout=10) if behind else True)
+        real(state, file)
+
+    monkeypatch.setattr(torch, "save", slow)
+    progress.step_done(3, lambda: {"weights": weights})
+    assert progress.saved_step == 3 and (context.state_folder(STAGE).newest() is None) == behind
+    weights.fill_(1.0)
+    going_on.set()
+    progress.step_done(6, lambda: {"weights": weights})
+    context.writer.wait()
+    assert waited == [True, True] and saved_steps(context) == [3, 6]
+    states = [read_state(path) for path in sorted(context.state_folder(STAGE).path.glob("step-*.pt"))]
+    assert [state["weights"].tolist() for state in states] == [[0.0] * 4, [1.0] * 4]
+
+
+def test_a_write_that_fails_is_raised_by_the_next_save(
+    config: Config, context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = Progress(context, STAGE)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        if config.run.async_save == "off":
+            with pytest.raises(OSError, match="No space"):
+                progress.step_done(3, dict)
+            return
+        progress.step_done(3, dict)
+        with pytest.raises(OSError, match="No space") as found:
+            progress.step_done(6, dict)
+    assert is_disk_full(found.value, context.run_dir)
+    progress.step_done(9, dict)
+    context.writer.wait()
+    assert saved_steps(context) == [9]
+
+
+def test_auto_copies_where_twice_the_copy_is_free(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = replace(context.config.run, async_save="auto")
+    progress = Progress(replace(context, config=replace(context.config, run=run)), STAGE)
+    state = {"a": torch.zeros(100), "b": [torch.zeros(25, dtype=torch.bfloat16)]}
+    begun: list[object] = []
+    monkeypatch.setattr(context.writer, "start", begun.append)
+    monkeypatch.setattr("r1fast.progress.available_bytes", lambda: 900)
+    progress.step_done(3, lambda: state)
+    assert not begun and saved_steps(context) == [3]
+    monkeypatch.setattr("r1fast.progress.available_bytes", lambda: 901)
+    progress.step_done(6, lambda: state)
+    assert len(begun) == 1 and saved_steps(context) == [3]
+
+
+def test_what_saving_took_is_taken_once(context: RunContext) -> None:
+    progress = Progress(context, STAGE)
+    assert progress.take_save_s() == 0.0
+    do(context, progress, 3)
+    assert 0.0 < progress.take_save_s() < 10.0
+    assert progress.take_save_s() == 0.0
+
+
+def test_as_many_states_are_kept_as_asked(config: Config, tmp_path: Path) -> None:
+    with open_context(replace(config, run=replace(config.run, keep_states=3)), tmp_path) as context:
+        context.console.stage_start(STAGE, 20)
+        do(context, Progress(context, STAGE), *range(1, 16))
+        assert saved_steps(context) == [9, 12, 15]
 
 
 def test_another_number_of_processes_is_said_aloud(context: RunContext, said: io.StringIO) -> None:

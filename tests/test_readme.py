@@ -56,6 +56,6 @@ def test_the_main_job_by_its_command(tmp_path: Path) -> None:
 def test_recipes_files_and_options_that_the_readme_names_exist() -> None:
     for name in re.findall(r"`(r1fast/[\w./]+|kernels/|bench/)`", README):
         assert (ROOT / name).exists(), name
-    for name in ("tiny", "tiny-no-language", "smollm2-zero", "smoke", "r1"):
+    for name in ("tiny", "tiny-no-language", "smollm2-zero", "smollm2-r1", "smoke", "r1"):
         assert f"`{name}`" in README
         assert (ROOT / "r1fast" / "recipes" / f"{name}.toml").exists()

@@ -18,9 +18,11 @@ from r1fast.config import Config
 from r1fast.context import RunContext, read_lines
 from r1fast.metrics import read_metrics
 from r1fast.records import Batch, Prompt, Rollout, ScoredRollout
+from r1fast.reference import CopiedReference
 from r1fast.rollout.engine import RolloutEngine
 from r1fast.stages import rl
-from r1fast.stages.rl import MAX_REFILLS, RLLoop, as_sequence, run_rl, with_variance
+from r1fast.stages.minibatches import as_sequence
+from r1fast.stages.rl import MAX_REFILLS, RLLoop, run_rl, with_variance
 from r1fast.stop import Stopped
 
 
@@ -320,7 +322,7 @@ def test_all_that_a_later_step_needs_is_restored(
     assert [line["step"] for line in first.history] == [1, 2] and "dev/accuracy" in first.last_dev
     assert first.reference is not None and first.reference.version == 0
     first.warned.add("the reward does not rise")
-    first.progress.save(2, first._state())
+    first.progress.save(2, first._state(first._positions()))
     second = RLLoop(open_context(config, tmp_path), "r1_zero")
     assert second._resume() and second.warned == {"the reward does not rise"}
 
@@ -356,12 +358,12 @@ def test_a_rollout_that_is_stopped_is_given_up(model: Path, tmp_path: Path, monk
 
 def test_the_reference_is_refreshed(model: Path, tmp_path: Path) -> None:
     looped = loop(rl_config(model, rl__dev_every_steps=0, rl__reference_refresh_steps=2), tmp_path)
-    assert looped.reference is not None
-    start = {name: value.clone() for name, value in looped.reference.module.state_dict().items()}
+    assert isinstance(looped.reference, CopiedReference)
+    start = {name: value.clone() for name, value in looped.reference.policy.module.state_dict().items()}
     looped._rollout_and_update()
-    assert same(start, looped.reference.module.state_dict())
+    assert same(start, looped.reference.policy.module.state_dict())
     looped._rollout_and_update()
-    assert same(looped.policy.module.state_dict(), looped.reference.module.state_dict())
+    assert same(looped.policy.module.state_dict(), looped.reference.policy.module.state_dict())
 
 
 def test_general_prompts_come_beside_the_others(model: Path, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_gap_turns_the_correction_on(
     config = tiny_config(model, rl__dev_every_steps=0, rewards__math__language_any=1.0, stages__r1_zero__steps=2)
     loop = RLLoop(open_context(config, tmp_path), "r1_zero")
     loop.run()
-    assert loop._state()["logp_gap"] == {"warned": True, "corrects": True}
+    assert loop._positions()["logp_gap"] == {"warned": True, "corrects": True}
     for line in read_metrics(tmp_path)[-2:]:
         assert line["r1_zero/correction_weight"] == pytest.approx(1.6487, rel=1e-3)
     assert "truncated importance weights" in " ".join(capsys.readouterr().out.split())

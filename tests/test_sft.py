@@ -29,7 +29,6 @@ from r1fast.stages.sft import (
     read_examples,
     run_sft,
     stage_examples,
-    utilisation,
 )
 from r1fast.templates import set_template
 from r1fast.trainer import Trainer
@@ -142,6 +141,32 @@ def test_the_stage_learns_its_examples(tmp_path: Path, model: Path) -> None:
     assert not torch.equal(before.model.embed_tokens.weight, after.model.embed_tokens.weight)
 
 
+def test_dev_is_read_as_asked_and_the_best_model_kept(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(
+        model, sft__steps=5, sft__batch_size=2, sft__dev_every_steps=2, run__keep_best="format", rl__dev_problems=2
+    )
+    real, readings = sft.dev_reading, iter([0.5, 1.0, 0.25])
+
+    def reading(*arguments: Any) -> dict[str, float]:
+        found = real(*arguments)
+        assert {"dev/accuracy", "dev/format"} <= found.keys()
+        return {**found, "dev/format": next(readings)}
+
+    monkeypatch.setattr(sft, "dev_reading", reading)
+    with open_context(config, tmp_path / "run") as context:
+        write_lines(context.directory("cold_start") / "examples.jsonl", [example_row(example) for example in EXAMPLES])
+        run_sft(context, "sft_1")
+        directory = context.directory("sft_1")
+    lines = read_metrics(tmp_path / "run")
+    assert [line.get("sft_1/dev/format") for line in lines] == [None, 0.5, None, 1.0, 0.25]
+    assert [line.get("sft_1/best_step") for line in lines] == [None, 2.0, None, 4.0, None]
+    assert all("time/dev_s" in line for line in (lines[1], lines[3], lines[4])) and "time/save_s" in lines[0]
+    best, last = (AutoModelForCausalLM.from_pretrained(directory / name) for name in ("best", "checkpoint"))
+    assert not torch.equal(best.model.embed_tokens.weight, last.model.embed_tokens.weight)
+
+
 def test_a_tokenizer_of_another_model_is_named_before_anything_is_trained(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,11 +190,3 @@ def test_files_are_mixed_in_by_weight(tmp_path: Path, model: Path) -> None:
         assert context.config.for_stage("sft_2").sft.files == {}
     assert ids["q"] == ids["r"] == 1 and sum(ids.values()) == 27
     assert sorted(count for name, count in ids.items() if name.startswith("file")) == [2] * 5 + [3] * 5
-
-
-def test_utilisation_is_the_filled_share_of_the_budget(policy: Policy) -> None:
-    sequences = encode_examples(EXAMPLES, policy)
-    long, short = (len(sequence.token_ids) for sequence in sequences)
-    assert utilisation(pack(sequences, micro_batch_tokens=100), 100) == (long + short) / 100
-    assert utilisation(pack(sequences, micro_batch_tokens=long), long) == (long + short) / (2 * long)
-    assert utilisation(pack(sequences, micro_batch_tokens=10), 10) == (long + short) / (long + max(short, 10))

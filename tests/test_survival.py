@@ -143,7 +143,7 @@ PIPELINE = {
     "stages.student_rl.steps": 6,
     "rl.updates_per_rollout": 1,
     "stages.rl_1.updates_per_rollout": 2,
-    "rl.rollout_rows": 32,
+    "rollout.rows": 32,
     "rl.dev_every_steps": 3,
     "rl.reference_refresh_steps": 4,
     "cold_start.prompts": 128,

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from r1fast.records import Prompt
 from r1fast.templates import (
     INSTRUCTION,
     RESPONSE_PREFIX,
+    end_of_turn,
     render,
     render_messages,
     response_prefix,
@@ -50,6 +51,35 @@ def test_templates_of_the_tokenizer(tokenizer: Any) -> None:
     assert render("hi", tokenizer) == f"[system]{INSTRUCTION}[user]hi[assistant]"
     set_template(tokenizer, "none")
     assert render("hi", tokenizer) == "hi"
+
+
+def test_an_end_of_turn_that_the_tokenizer_gives_no_role(tokenizer: Any, tmp_path: Path) -> None:
+    """As Llama 3's <|eot_id|>: a special token, and not among the tokenizer's `all_special_ids`."""
+    tokenizer.add_tokens([AddedToken("<turn>", special=True), AddedToken("<word>", special=False)])
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    for end, expected in (("<turn>", again.convert_tokens_to_ids("<turn>")), ("<word>", None)):
+        again.chat_template = "{% for m in messages %}{{ m['content'] }}" + end + "{% endfor %}"
+        assert end_of_turn(again) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (
+            "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\x02\n{% endfor %}",
+            2,
+        ),  # not its end token
+        ("{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{{ eos_token }}{% endfor %}", 0),
+        ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}", None),
+        ("{{ messages[0]['content'] }}", None),
+        ("{% if messages|length > 1 %}{{ raise_exception('questions alone') }}{% endif %}", None),
+    ],
+)
+def test_the_token_behind_an_answer(tokenizer: Any, template: str, end: int | None) -> None:
+    tokenizer.add_special_tokens({"additional_special_tokens": ["\x02"]})
+    tokenizer.chat_template = template
+    assert end_of_turn(tokenizer) == end
 
 
 def test_the_embedded_templates() -> None:

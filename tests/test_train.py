@@ -172,3 +172,10 @@ def test_two_processes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert '"world_size": 2' in (tmp_path / "run" / "summary.json").read_text(encoding="utf-8")
     assert done.stdout.count("r1_zero done") == 1  # only rank 0 talks
+
+
+def test_large_tensors_ask_for_huge_pages_unless_the_user_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    for before, after in (({}, "1"), ({"THP_MEM_ALLOC_ENABLE": "0"}, "0")):
+        monkeypatch.setattr(os, "environ", dict(before))
+        train._use_huge_pages()
+        assert os.environ["THP_MEM_ALLOC_ENABLE"] == after

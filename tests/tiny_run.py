@@ -76,12 +76,14 @@ def scored(prompt: Prompt, text: str, **parts: float) -> ScoredRollout:
 class ScriptedEngine:
     """In place of `make_engine` and its engine: what `script` returns for a prompt and a number."""
 
+    draft_tokens = 0
+
     def __init__(self, script: Callable[[Prompt, int], str]) -> None:
         self.script = script
         self.calls: list[tuple[list[str], int, Sampling]] = []
 
-    def __call__(self, policy: object, config: Config) -> ScriptedEngine:
-        self.rows = config.rl.rollout_rows
+    def __call__(self, policy: object, config: Config, beat: object = None) -> ScriptedEngine:
+        self.rows = config.rollout.rows
         return self
 
     def generate(self, prompts: list[Prompt], group_size: int, sampling: Sampling) -> list[Rollout]:

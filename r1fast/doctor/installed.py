@@ -18,21 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from r1fast import __version__
-from r1fast.doctor.line import Line
+from r1fast.apex import STATES, State, apex_state, remedy
+from r1fast.doctor.line import Line, Status
 from r1fast.doctor.sandbox import sandbox_lines
 from r1fast.ops.extension import state
 
 ROOT = Path(__file__).parents[2]
-APEX = (
-    "git clone https://github.com/NVIDIA/apex && cd apex && APEX_CPP_EXT=1 APEX_CUDA_EXT=1 "
-    "pip install -v --no-build-isolation ."
-)
 # Found where installed; nothing needs them. Distribution -> the command that installs it.
 OPTIONAL = {
     "flash-attn": "pip install flash-attn --no-build-isolation",
     "liger-kernel": "pip install liger-kernel",
     "vllm": "pip install vllm",
+    "peft": "pip install 'r1fast[lora]'",
+    "bitsandbytes": "pip install 'r1fast[adam8bit]'",
 }
+APEX_STATUS: dict[State, Status] = {"absent": "-", "other": "warn", "unbuilt": "warn", "whole": "ok"}
 TOOLS = {"g++": "apt install g++", "nvcc": "apt install nvidia-cuda-toolkit", "ninja": "pip install ninja"}
 
 
@@ -107,18 +107,10 @@ def meets(version: str, bounds: tuple[tuple[str, str], ...]) -> bool:
 
 
 def apex() -> Line:
-    """NVIDIA's apex with its CUDA kernels; PyPI's `apex` is a toolkit for Pyramid and of no use."""
-    spec = util.find_spec("apex")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    if spec is None:
-        return Line(status="-", name="apex", value="NVIDIA's is not installed; optional: FusedAdam", fix=APEX)
-    if not any((Path(folder) / "optimizers" / "fused_adam.py").exists() for folder in folders):
-        value = "another package of that name (PyPI's Pyramid toolkit), not NVIDIA's"
-        return Line(status="warn", name="apex", value=value, fix=f"pip uninstall apex; {APEX}")
-    if util.find_spec("amp_C") is None:
-        value = "NVIDIA's, built without its CUDA kernels (no amp_C): apex.optimizers.FusedAdam cannot run"
-        return Line(status="warn", name="apex", value=value, fix=f"pip uninstall apex; {APEX}")
-    return Line(status="ok", name="apex", value="NVIDIA's, with apex.optimizers.FusedAdam and amp_C")
+    """NVIDIA's apex with its CUDA kernels."""
+    state = apex_state()
+    value = STATES[state] + ("; optional: FusedAdam" if state == "absent" else "")
+    return Line(status=APEX_STATUS[state], name="apex", value=value, fix=remedy(state))
 
 
 def _required(requirement: Requirement) -> Line:

@@ -18,6 +18,7 @@ from r1fast.doctor.line import Line, Status
 from r1fast.memory import available_bytes
 from r1fast.metrics import ratios
 from r1fast.options import differing_keys, read_config
+from r1fast.phase_memory import MOMENTARY
 from r1fast.policy import Policy
 from r1fast.preflight import check_input, roots, space_needed
 from r1fast.readings import group_sums, sample_sums
@@ -104,9 +105,9 @@ def _memory(config: Config, device: torch.device) -> Line:
     value = f"{what}; {format_bytes(free_bytes)} available on {where}"
     if largest.peak_bytes <= free_bytes:
         return Line(status="ok", name="memory", value=value)
-    fix = "lower rl.rollout_rows, optimizer.micro_batch_tokens or max_tokens, set optimizer.gradient_checkpointing, or "
+    fix = "lower rollout.rows, optimizer.micro_batch_tokens or max_tokens, set optimizer.gradient_checkpointing, or "
     # an upper bound: every completion at its limit; what the weights and the optimizer take is certain
-    certain = sum(size for name, size in largest.work.memory if name not in ("activations", "KV cache"))
+    certain = sum(size for name, size in largest.work.memory if name not in MOMENTARY)
     status: Status = "fail" if certain > free_bytes else "warn"
     return Line(status=status, name="memory", value=value, fix=fix + "a smaller model")
 
