@@ -69,16 +69,16 @@ class PackedLinear:
         weight = (
             torch.cat([layer.weight.detach() for layer in layers]) if len(layers) > 1 else layers[0].weight.detach()
         )
-        self.weight = _packed(weight)
         self.low_rank = LowRank.of(layers)
-        self.bias: Tensor | None = None
+        bias: Tensor | None = None
         if any(layer.bias is not None for layer in layers):
             zero = weight.new_zeros(1)
             biases = [zero.expand(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
-            self.bias = torch.cat([bias.detach() for bias in biases])
+            bias = torch.cat([bias.detach() for bias in biases])
+        self.packed = _Packed(weight, bias)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        product = _product(hidden, self.weight, self.bias)
+        product = self.packed.product(hidden)
         return product if self.low_rank is None else self.low_rank.add_to(product, hidden)
 
 
@@ -86,10 +86,10 @@ class PackedLinear:
 class LowRank:
     """The adapters of layers of one input: what they add to the product, in two products for all of them."""
 
-    down: Tensor
-    """Their A one above the other, packed."""
-    up: Tensor
-    """Their B as the blocks of a diagonal, packed."""
+    down: _Packed
+    """Their A one above the other."""
+    up: _Packed
+    """Their B as the blocks of a diagonal."""
     scale: float
 
     @staticmethod
@@ -112,20 +112,35 @@ class LowRank:
                 column += rank
             row += layer.out_features
         (scale,) = {part[2] for part in parts if part}
-        return LowRank(_packed(down), _packed(up), scale)
+        return LowRank(_Packed(down), _Packed(up), scale)
 
     def add_to(self, product: Tensor, hidden: Tensor) -> Tensor:
-        return product.add_(_product(_product(hidden, self.down), self.up), alpha=self.scale)
+        return product.add_(self.up.product(self.down.product(hidden)), alpha=self.scale)
 
 
-def _packed(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
-    return packed
+class _Packed:
+    """A weight and a bias as oneDNN's product wants them: in fp32 where the CPU does not multiply their dtype.
+
+    There PyTorch's own bf16 product takes eight times as long. Results are rounded to the layer's dtype in any case.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.dtype = weight.dtype
+        wide = multiplied_in_fp32(weight.dtype)
+        self.bias = bias.float() if wide and bias is not None else bias
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.float() if wide else weight, TYPICAL_ROWS)
+        self.wide = wide
+
+    def product(self, hidden: Tensor) -> Tensor:
+        """hidden weight' + bias."""
+        hidden = hidden.float() if self.wide else hidden
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, self.weight, self.bias, "none", [], "")
+        return product.to(self.dtype) if self.wide else product
 
 
-def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
-    return product
+def multiplied_in_fp32(dtype: torch.dtype) -> bool:
+    """Whether this CPU has no instructions for products of `dtype`: bf16 wants AVX512 or avx_ne_convert."""
+    return dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @dataclass(frozen=True, eq=False)
