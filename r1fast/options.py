@@ -11,12 +11,13 @@ import re
 import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from r1fast.checks import check_config
 from r1fast.config import STAGES, Config, ConfigError
+from r1fast.distributed_config import DistributedConfig
 from r1fast.schema import KEYS, SECTION_TYPES, Key, check, find_key, read_text, unknown
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
@@ -25,16 +26,30 @@ USAGE = """\
 usage: torchrun [...] -m r1fast.train [--recipe NAME|FILE.toml] [--run DIR] [--dry-run] [--model PATH] [--data FILE]
                                       [--rewards FILE.py:NAME]
                                       [--SECTION.KEY VALUE ...]"""
-# Options that change what a run leaves behind or how it talks, not what it computes.
-FREE_KEYS = frozenset(
-    f"run.{name}"
-    for name in (
-        *("name", "dir", "samples_per_step", "log_every_steps", "save_every_steps", "tensorboard"),
-        *("async_save", "keep_states", "keep_best"),
+# Options that a run may go on with other values of: what they change is what it leaves behind, how it talks, and who
+# computes what, not what is computed (but for rounding).
+FREE_KEYS = (
+    frozenset(
+        f"run.{name}"
+        for name in (
+            *("name", "dir", "samples_per_step", "log_every_steps", "save_every_steps", "tensorboard"),
+            *("async_save", "keep_states", "keep_best"),
+        )
     )
-) | frozenset(
-    f"faults.{name}"
-    for name in ("loading_s", "rollout_s", "reward_s", "training_s", "save_s", "evaluation_s", "slow_s", "max_skips")
+    | frozenset(
+        f"faults.{name}"
+        for name in (
+            "loading_s",
+            "rollout_s",
+            "reward_s",
+            "training_s",
+            "save_s",
+            "evaluation_s",
+            "slow_s",
+            "max_skips",
+        )
+    )
+    | frozenset(f"distributed.{field.name}" for field in fields(DistributedConfig))
 )
 
 TABLES = ("gym_tasks", "fields", "files")  # keys whose values are tables, with names of the user's own
@@ -204,12 +219,18 @@ def flatten(config: Config) -> Flat:
 
 def differing_keys(a: Config, b: Config) -> list[str]:
     """The options in which two runs differ, sorted; those that do not change what a run computes are left out."""
-    flat_a, flat_b = flatten(a), flatten(b)
-    missing = object()
+    return [path for path in _differing(a, b) if path not in FREE_KEYS]
+
+
+def differing_engine(a: Config, b: Config) -> list[str]:
+    """The options of [distributed] in which two runs differ, sorted: who computes what."""
+    return [path for path in _differing(a, b) if path.startswith("distributed.")]
+
+
+def _differing(a: Config, b: Config) -> list[str]:
+    flat_a, flat_b, missing = flatten(a), flatten(b), object()
     return sorted(
-        path
-        for path in flat_a.keys() | flat_b.keys()
-        if path not in FREE_KEYS and flat_a.get(path, missing) != flat_b.get(path, missing)
+        path for path in flat_a.keys() | flat_b.keys() if flat_a.get(path, missing) != flat_b.get(path, missing)
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from r1fast.atomic import atomic_file
 from r1fast.config import Config, ConfigError
 from r1fast.launcher import die_with_launcher
-from r1fast.options import Invocation, differing_keys, help_text, parse, read_config, to_toml
+from r1fast.options import Invocation, differing_engine, differing_keys, help_text, parse, read_config, to_toml
 from r1fast.stop import Stopped, StopRequest
 
 FAILURE = 1
@@ -229,12 +229,16 @@ def _claim(config: Config, run_dir: Path) -> None:
         with user_input():
             record_custom(config.scoring.custom, run_dir)
     if path.exists():
-        keys = differing_keys(read_config(path), config)
+        before = read_config(path)
+        keys = differing_keys(before, config)
         if keys:
             raise ConfigError(
                 f"{run_dir} holds a run with another recipe; it differs in {', '.join(keys)}. "
                 "Give --run.dir another directory, or the options it was started with"
             )
+        engine = differing_engine(before, config)
+        if engine:
+            print(f"r1fast: {run_dir} was begun with another {', '.join(engine)}; it goes on, equal but for rounding")
         clear_failure(run_dir)
         return
     from r1fast.pipeline import versions

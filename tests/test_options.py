@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from r1fast.config import STAGES, Config, ConfigError
 from r1fast.options import (
     build,
+    differing_engine,
     differing_keys,
     flatten,
     help_text,
@@ -256,7 +257,10 @@ def test_bad_recipes_are_refused(text: str, message: str, tmp_path: Path) -> Non
 def test_differing_keys_leave_out_what_does_not_change_the_run() -> None:
     a = parse([]).config
     b = parse(["--run", "elsewhere", "--run.log_every_steps", "5", "--run.tensorboard", "false"]).config
-    assert differing_keys(a, b) == []
+    assert differing_keys(a, b) == [] == differing_engine(a, b)
+    zero = parse(["--distributed.engine", "deepspeed", "--distributed.zero_stage", "1"]).config
+    assert differing_keys(a, zero) == []  # any engine reads what another has saved
+    assert differing_engine(a, zero) == ["distributed.engine", "distributed.zero_stage"]
     c = parse(["--run.seed", "1", "--stages.rl_1.temperature", "0.9", "--rewards.math.format", "0.3"]).config
     assert differing_keys(a, c) == ["rewards.math.format", "run.seed", "stages.rl_1.rl.temperature"]
 

@@ -19,6 +19,7 @@ import pytest
 from survival import Moment, events, launch, left_behind
 
 from r1fast.checkpoint import StateFolder
+from r1fast.metrics import read_metrics
 
 STATE = "*/state/step-*"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
@@ -253,3 +254,35 @@ def test_two_ranks_that_are_killed_again_and_again(tmp_path: Path) -> None:
     print(*report, sep="\n")
     assert sum(line.startswith("killed") for line in report) >= 8
     assert left_behind(killed) == left_behind(whole)
+
+
+ELASTIC = {**SHORT, "pipeline.stages": '["r1_zero"]', "stages.r1_zero.steps": 8, "rl.prompts_per_step": 4}
+ENGINES = [  # processes, engine, stage of ZeRO; each goes on from the state after two steps of the one before
+    (1, "torch", 2),
+    (2, "deepspeed", 3),
+    (1, "deepspeed", 1),
+    (2, "torch", 2),
+]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_processes_and_another_engine(tmp_path: Path) -> None:
+    """Killed after every second step and continued otherwise, it draws the same samples and makes the same updates."""
+    pytest.importorskip("deepspeed")
+    words = words_of(ELASTIC)
+    whole, changed, log = tmp_path / "whole", tmp_path / "changed", tmp_path / "log"
+    first = launch([sys.executable], words, whole, Moment("never"), log)
+    assert first.code == 0, first.output
+    for number, (processes, engine, stage) in enumerate(ENGINES):
+        command = [*TORCHRUN[:-1], str(processes)] if processes > 1 else [sys.executable]
+        engine_words = ["--distributed.engine", engine, "--distributed.zero_stage", str(stage)]
+        moment = Moment("never") if number == 3 else Moment("a state is there", "after", STATE, 1)
+        ended = launch(command, [*words, *engine_words], changed, moment, log)
+        assert (ended.code == 0) == (number == 3), ended.output
+        assert number == 0 or "it goes on, equal but for rounding" in ended.output
+        assert number == 0 or f"continuing after step {2 * number}" in ended.output, ended.output
+    expected, found = (read_metrics(run_dir) for run_dir in (whole, changed))
+    assert [line["step"] for line in found] == [1, 2, 3, 4, 5, 6, 7, 8]
+    for mine, other in zip(found, expected, strict=True):
+        for key in ("r1_zero/reward", "r1_zero/length", "r1_zero/grad_norm", "r1_zero/loss"):
+            assert mine[key] == pytest.approx(other[key], rel=2e-4, abs=1e-6), (mine["step"], key)
