@@ -83,6 +83,12 @@ class ZeroState:
             for group in self._inner.param_groups:
                 group["step"] = num_steps
 
+    def drop_sums(self) -> None:
+        """Forget the gradients' sums, which DeepSpeed (0.19) keeps after a refused update, with offload in bfloat16."""
+        if 0 < self._stage < 3:
+            sums = self._wrapped.averaged_gradients
+            sums.update(dict.fromkeys(sums))
+
     def _flats(self) -> list[Tensor]:
         """The tensors that the inner optimizer updates: of each group this process's part, flat; in ZeRO 0 all."""
         if self._stage == 0:

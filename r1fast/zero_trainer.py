@@ -143,11 +143,11 @@ class ZeroTrainer:
         masters = [self._full(self.held.master(p)) for p in self.parameters]
         moments: dict[int, dict[str, Any]] = {}
         if self.num_steps:
-            step = torch.tensor(float(self.num_steps))
             for index, place in enumerate(self._order()):
                 parameter = self.parameters[place]
                 state = {key: self._full(self.held.moment(parameter, key)) for key in MOMENTS}
-                moments[index] = {"step": step, **state}
+                # a tensor for each: AdamW takes it as it is and counts up in it
+                moments[index] = {"step": torch.tensor(float(self.num_steps)), **state}
         return {
             "names": list(self.names),
             "masters": masters,
@@ -190,6 +190,7 @@ class ZeroTrainer:
     def _step(self) -> None:
         with self.ranks.pulse.together("ZeRO step"):
             self.engine.step()
+        self.held.drop_sums()
 
     def _backward_nothing(self, factor: float, settings: dict[str, Any]) -> None:
         """Take part in a round without a micro-batch: the gradient of one token times `factor`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,8 @@ def flat(policy: Policy) -> Tensor:
 
 
 def state_of(trainer: AnyTrainer) -> dict[str, Any]:
-    """A copy: the trainer's tensors are the live ones."""
-    state = trainer.state_dict()
-    state["masters"] = [master.clone() for master in state["masters"]]
-    for moments in state["optimizer"]["state"].values():
-        moments.update({key: value.clone() for key, value in moments.items()})
-    return state
+    """A copy, for the trainer's tensors are the live ones: tensors that are one stay one, as in a file."""
+    return copy.deepcopy(trainer.state_dict())
 
 
 def _rank_main(rank: int, directory: Path) -> None:
