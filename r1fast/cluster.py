@@ -93,6 +93,9 @@ def plan_cluster(config: Config, model: ModelSize, student: ModelSize | None, gp
     """The plan of a recipe; ConfigError for a number of GPUs that cannot be."""
     if num_gpus < 1 or (num_gpus > gpu.per_node and num_gpus % gpu.per_node):
         raise ConfigError(f"--gpus {num_gpus} must be at least 1, and of several nodes a multiple of {gpu.per_node}")
+    group = config.distributed.sequence_parallel
+    if num_gpus % group:
+        raise ConfigError(f"--gpus {num_gpus} cannot be divided into groups of distributed.sequence_parallel = {group}")
     place = Place(on_gpu=True, compute_bytes=COMPUTE_BYTES, num_processes=num_gpus)
     stages: dict[str, StagePhases] = {}
     for name, size, work in stage_works(config, model, student, place, PROMPT_TOKENS):
@@ -200,12 +203,26 @@ class _Planner:
 
     def _step_network(self) -> float:
         """Bytes that one GPU sends for one optimizer step, as rings do: (N - 1) / N of what is shared out, each way."""
+        return self._gradient_network() + self._attention_network()
+
+    def _attention_network(self) -> float:
+        """Of queries, keys, values and results, which a sequence group exchanges around attention, and their gradients.
+
+        Scored tokens are not counted.
+        """
+        group = self.config.distributed.sequence_parallel
+        passes = 2 + self.config.optimizer.gradient_checkpointing  # forward, backward, forward again
+        a_gpu = self._trained_tokens() / max(1, self.work.steps) / self.place.num_processes
+        a_token = self.size.num_layers * self.size.attention_width * COMPUTE_BYTES
+        return a_gpu * a_token * passes * (group - 1) / group
+
+    def _gradient_network(self) -> float:
         params, zero, num_gpus = self.size.num_params, self.config.distributed, self.place.num_processes
         part = (num_gpus - 1) / num_gpus
-        if zero.engine == "torch":
+        if zero.engine == "torch" or zero.zero_stage == 0:
             return 2 * 4 * params * part  # an all-reduce of float32 gradients
         a_gpu = self._trained_tokens() / max(1, self.work.steps) / num_gpus
-        micro_batches = math.ceil(a_gpu / self._memory.micro_batch_tokens)
+        micro_batches = math.ceil(a_gpu * zero.sequence_parallel / self._memory.micro_batch_tokens)
         reductions = micro_batches if zero.zero_stage >= 2 else 1  # in float32, to the share of each
         gathers = 2 * micro_batches + 1 if zero.zero_stage == 3 else 1  # forward, backward, and into the rollout copy
         return (4 * reductions + COMPUTE_BYTES * gathers) * params * part

@@ -13,6 +13,7 @@ from r1fast.disk import format_bytes
 from r1fast.model_size import ModelSize
 
 MOST_DOUBLINGS = 6
+LONG_TOKENS = 16384  # of a sequence that several processes may share
 Change = Callable[[Config], Config]
 
 
@@ -100,6 +101,12 @@ def _changes(config: Config, plan: ClusterPlan) -> Iterator[tuple[str, Change]]:
     if longest and max(view.optimizer.micro_batch_tokens for view in views) > longest:
         text = f"optimizer.micro_batch_tokens = {longest}, one sequence at its limit"
         yield text, _setter("optimizer", micro_batch_tokens=longest)
+    groups = [n for n in plan.model.sequence_groups() if n <= plan.gpu.per_node and not plan.num_gpus % n]
+    if longest >= LONG_TOKENS and zero.sequence_parallel == 1 and groups:
+        yield (
+            f"distributed.sequence_parallel = {groups[-1]}",
+            _setter("distributed", sequence_parallel=groups[-1]),
+        )
     held = {item for stage in plan.stages.values() for phase in stage.phases for item, _ in phase.memory}
     if held & {"reference", "reward models"} and not all(view.optimizer.offload_idle_models for view in views):
         yield "optimizer.offload_idle_models = true", _setter("optimizer", offload_idle_models=True)

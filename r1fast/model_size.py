@@ -22,7 +22,7 @@ class ModelSize:
     the products of scores see them; `normed_width`: what norms read. 0 for the last three: of equal heads, two norms of
     `hidden_size`. `expert_params`: of all routed experts, of which a token visits the share `expert_share`.
     `looked_up_params`: of an embedding that is no head, too: no product reads it. `linear_widths`: name of linear
-    layers -> their features in and out, summed over the model; without the head.
+    layers -> their features in and out, summed over the model; without the head. Numbers of heads: 0 where unknown.
     """
 
     num_params: int
@@ -40,6 +40,8 @@ class ModelSize:
     experts_per_token: int = 0
     looked_up_params: int = 0
     linear_widths: tuple[tuple[str, int], ...] = ()
+    num_heads: int = 0
+    num_kv_heads: int = 0
 
     def __post_init__(self) -> None:
         widths = {
@@ -76,6 +78,14 @@ class ModelSize:
             linear_widths=_linear_widths(model),
             **_attention(text, heads_are_normed=any(name.endswith("q_norm.weight") for name, _ in parameters)),
         )
+
+    def sequence_groups(self) -> list[int]:
+        """The powers of 2 up to 16 that share its heads out: `distributed.sequence_parallel` may be them."""
+        return [
+            n
+            for n in (2, 4, 8, 16)
+            if self.num_heads and not self.num_heads % n and (not self.num_kv_heads % n or not n % self.num_kv_heads)
+        ]
 
     @property
     def active_params(self) -> int:
@@ -142,13 +152,18 @@ def _attention(text: Any, *, heads_are_normed: bool) -> dict[str, Any]:
             "score_width": query + value,
             "normed_width": 2 * text.hidden_size + (text.q_lora_rank or 0) + text.kv_lora_rank,
             "latent": True,
+            "num_heads": num_heads,
+            "num_kv_heads": num_heads,
         }
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // num_heads
     query = num_heads * head_dim
-    kv_width = (getattr(text, "num_key_value_heads", None) or num_heads) * head_dim
+    num_kv_heads = getattr(text, "num_key_value_heads", None) or num_heads
+    kv_width = num_kv_heads * head_dim
     return {
         "kv_width": kv_width,
         "attention_width": 2 * query + 2 * kv_width,
         "score_width": 2 * query,
         "normed_width": 2 * text.hidden_size + (query + kv_width if heads_are_normed else 0),
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads,
     }

@@ -110,6 +110,18 @@ def test_decoding_waits_for_memory_and_does_not_get_cheaper_than_its_arithmetic(
     assert rollout.time_s > 2 * at_peak_s
 
 
+def test_a_sequence_group_sends_attention_and_must_divide_the_gpus(size: ModelSize) -> None:
+    alone = phase(plan(size, recipe(*zero())), "train")
+    words = ("--distributed.sequence_parallel", "4", "--optimizer.micro_batch_tokens", "131072")
+    shared = phase(plan(size, recipe(*zero(), *words)), "train")
+    checkpointing = recipe().for_stage("r1_zero").optimizer.gradient_checkpointing
+    # queries and results of 3584 numbers, keys and values of 512, in 28 layers; three quarters go to others
+    sent = alone.tokens / 8 * 28 * (2 * 3584 + 2 * 512) * 2 * (2 + checkpointing) * 3 / 4
+    assert shared.network - alone.network == pytest.approx(sent, rel=0.02)
+    with pytest.raises(ConfigError, match="cannot be divided into groups"):
+        plan(size, recipe(*zero(), "--distributed.sequence_parallel", "4"), 2)
+
+
 def test_zero_3_holds_a_copy_for_rollouts(size: ModelSize) -> None:
     items = dict(phase(plan(size, recipe(*zero(3))), "rollout").memory)
     assert items["rollout copy"] == 2 * size.num_params

@@ -46,6 +46,14 @@ def test_one_gpu_is_told_to_use_the_host(size: ModelSize) -> None:
     assert any('distributed.offload_optimizer = "cpu" with distributed.engine = "deepspeed"' in line for line in told)
 
 
+def test_long_sequences_are_shared_by_a_group_that_divides_the_heads(size: ModelSize) -> None:
+    config = recipe(*zero(), "--optimizer.gradient_checkpointing", "true", max_tokens=262144)
+    told = advice(size, config, 16)
+    assert any(line.startswith("distributed.sequence_parallel = 4: ") for line in told)  # 28 heads, 4 of keys
+    shorter = recipe(*zero(), "--optimizer.gradient_checkpointing", "true", max_tokens=8192)
+    assert not any("sequence_parallel" in line for line in advice(size, shorter, 16))
+
+
 def test_weights_that_fit_no_gpu_are_said_to(size: ModelSize) -> None:
     large = size_of("meta-llama/Llama-3.3-70B-Instruct")
     told = advice(large, recipe(*zero()), 64)
