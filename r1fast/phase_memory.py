@@ -36,11 +36,14 @@ MOMENTARY = ("activations", "logits chunk", "KV cache", "packed weights")  # bou
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a process runs. `compute_bytes`: of a number in the compute dtype."""
+    """Where a process runs. `compute_bytes`: of a number in the compute dtype; `packed_bytes`: of one of the weights
+    that a CPU packs for the rollout, 0: the same.
+    """
 
     on_gpu: bool
     compute_bytes: int
     num_processes: int = 1
+    packed_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +71,14 @@ class PhaseMemory:
             items += [("vLLM's weights", self.copy_bytes), ("vLLM's cache", self.cache_bytes())]
         else:
             if not self.place.on_gpu:  # products in the rollout read weights in another order
-                items.append(("packed weights", self.copy_bytes))
+                packed = self.place.packed_bytes or self.place.compute_bytes
+                items.append(("packed weights", self.size.num_params * packed))
             items.append(("KV cache", self.cache_bytes()))
         return (*items, ("logits chunk", self._kept(self.rows * self.size.vocab_size * 4)))
 
     def score(self) -> Items:
         """Of log-probs under the policy and the reference: a forward pass without gradients."""
-        tokens = self.micro_batch_tokens
+        tokens = self.slice_tokens(self.micro_batch_tokens)
         chunk = min(SCORE_BYTES[self.place.on_gpu], tokens * self.size.vocab_size * 4)
         activations = tokens * self._layer_token_bytes() + 2 * self._hidden_bytes(tokens)
         work = (("activations", self._kept(activations)), ("logits chunk", self._kept(chunk)))
@@ -91,7 +95,7 @@ class PhaseMemory:
         """What a stage that trains holds in every phase."""
         params, zero, compute = self.size.num_params, self.config.distributed, self.place.compute_bytes
         trained = self.trained_params
-        is_zero = zero.engine == "deepspeed"
+        is_zero = zero.engine == "deepspeed" and zero.zero_stage > 0
         share = self.place.num_processes if is_zero else 1
         own = compute * (trained if self.has_adapters else 0)
         items = [("parameters", self.copy_bytes + own)]
@@ -107,10 +111,24 @@ class PhaseMemory:
             items.append(("reference", self.copy_bytes if self._copies_reference else own))
         if self.num_reward_models and not self._models_idle:
             items.append(("reward models", self.num_reward_models * self.copy_bytes))
-        return (*items, *(() if self.place.on_gpu else (("runtime", RUNTIME_BYTES),)))
+        if not self.place.on_gpu:
+            items.append(("runtime", RUNTIME_BYTES))
+            if self.config.run.async_save == "on":  # auto copies only what there is room for
+                items.append(("saved copy", 12 * trained))
+        return tuple(items)
+
+    def slice_tokens(self, tokens: int) -> int:
+        """Of a micro-batch's tokens those of one process."""
+        return math.ceil(tokens / self.config.distributed.sequence_parallel)
 
     def activation_bytes(self, tokens: int) -> int:
-        """That forward keeps for backward, and the layer that backward is in where that is more than the loss's."""
+        """That forward keeps for backward, and the layer that backward is in where that is more than the loss's.
+
+        `tokens`: of the micro-batch, as in `chunk_bytes`.
+        """
+        return self._activation_bytes(self.slice_tokens(tokens))
+
+    def _activation_bytes(self, tokens: int) -> int:
         layers, work = self.size.num_layers, self._layer_token_bytes()
         if self.config.optimizer.gradient_checkpointing:
             saved = tokens * layers * self.size.hidden_size * self.place.compute_bytes
@@ -124,10 +142,13 @@ class PhaseMemory:
         if not self.place.on_gpu:  # what the loss gives back is not used for it
             return self._kept(saved + work * (REMADE if self.config.optimizer.gradient_checkpointing else 1))
         waiting = 0 if self.has_adapters else self._head_params * self.place.compute_bytes  # the head's gradient
-        return int(saved + max(0, work + waiting - self.chunk_bytes(tokens)))
+        return int(saved + max(0, work + waiting - self._chunk_bytes(tokens)))
 
     def chunk_bytes(self, tokens: int) -> int:
         """What the fused head and loss hold at most: logits of a chunk of tokens, and the head's own gradient."""
+        return self._chunk_bytes(self.slice_tokens(tokens))
+
+    def _chunk_bytes(self, tokens: int) -> int:
         head, vocabulary, compute = self._head_params, self.size.vocab_size, self.place.compute_bytes
         if self.has_adapters:  # the head has no gradient
             return self._kept(min(LOSS_BYTES[self.place.on_gpu], tokens * vocabulary * (4 + compute)))
@@ -199,12 +220,12 @@ class PhaseMemory:
 
     def _gradients(self) -> Items:
         params, zero = self.trained_params, self.config.distributed
-        if zero.engine == "torch" or zero.zero_stage == 1:
+        if zero.engine == "torch" or zero.zero_stage <= 1:
             items = [("gradients", 4 * params)]
         else:
             items = [("gradients", 4 * params // self.place.num_processes)]
         if zero.engine == "deepspeed":
-            wide = 4 if zero.zero_stage == 1 else self.place.compute_bytes
+            wide = 4 if zero.zero_stage <= 1 else self.place.compute_bytes
             items.append(("buckets", int(min(BUCKET_NUMBERS, 2 * params) * wide)))
             if zero.zero_stage == 3:
                 items.append(("gathered layers", int(min(LIVE_NUMBERS, params) * self.place.compute_bytes)))

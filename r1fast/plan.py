@@ -93,30 +93,28 @@ def make_plan(
     *,
     student: ModelSize | None = None,
     speed: Speed,
-    compute_bytes: int = 4,
+    place: Place | None = None,
     prompt_tokens: int = 64,
-    world_size: int = 1,
-    on_gpu: bool = False,
 ) -> Plan:
     """The plan of `config` for these models. Pure: reads no file, no device.
 
-    speed: of one process (`probe_speed`). compute_bytes: bytes of a number in the compute dtype.
-    prompt_tokens: assumed length of a prompt. world_size: processes that share prompts and sequences.
+    speed: of one process (`probe_speed`). place: of each process, one on a CPU in float32 unless given.
+    prompt_tokens: assumed length of a prompt.
 
     Raises:
         ValueError: a stage trains the student and `student` is missing.
     """
     stages = []
-    place = Place(on_gpu=on_gpu, compute_bytes=compute_bytes, num_processes=world_size)
+    place = place or Place(on_gpu=False, compute_bytes=4)
     for name, size, work in stage_works(config, model, student, place, prompt_tokens):
-        train_s = work.train_flops / (speed.flops_per_s * speed.train_share * world_size)
-        decode_s = work.decode_flops / (speed.flops_per_s * speed.decode_share * world_size)
+        train_s = work.train_flops / (speed.flops_per_s * speed.train_share * place.num_processes)
+        decode_s = work.decode_flops / (speed.flops_per_s * speed.decode_share * place.num_processes)
         host_s = work.decode_steps * size.num_layers * DECODE_STEP_S_PER_LAYER
         peak_bytes = PROCESS_BYTES + total(work.memory)
         stages.append(StagePlan(name=name, work=work, time_s=train_s + decode_s + host_s, peak_bytes=peak_bytes))
     return Plan(
         stages=tuple(stages),
-        world_size=world_size,
+        world_size=place.num_processes,
         assumptions=(
             f"upper bounds: prompts of {prompt_tokens} tokens, completions at max_tokens, filters keep all they may",
             f"time, roughly: completions of {LENGTH_SHARE:.0%} of max_tokens; "

@@ -10,9 +10,11 @@ from r1fast.architectures import known_config
 from r1fast.config import Config, user_input
 from r1fast.console import Console
 from r1fast.context import RunContext, compute_dtype, local_device, write_json
+from r1fast.cpu_products import multiplied_in_fp32, slow_dtype_hint
 from r1fast.distributed import Ranks, idle_gpu_hint
 from r1fast.metrics import MetricsLog
 from r1fast.model_size import ModelSize
+from r1fast.phase_memory import Place
 from r1fast.plan import Plan, make_plan, probe_speed
 from r1fast.preflight import check_backend, describe, roots
 from r1fast.source import Source
@@ -59,9 +61,9 @@ def open_run(
         write_json(run_dir / "data.json", context.source.report)
     for note in context.source.notes:
         context.console.note(f"data: {note}")
-    hint = idle_gpu_hint(ranks)
-    if hint:
-        context.console.warn(hint)
+    for hint in (idle_gpu_hint(ranks), slow_dtype_hint(compute_dtype(config, ranks.device), ranks.device)):
+        if hint:
+            context.console.warn(hint)
     return context
 
 
@@ -77,8 +79,12 @@ def plan_of(config: Config) -> Plan:
         check_backend(config, config.pipeline.stages)
     model, student = model_sizes(config)
     speed = probe_speed(device, dtype)
-    on_gpu = device.type == "cuda"
-    return make_plan(config, model, student=student, speed=speed, compute_bytes=dtype.itemsize, on_gpu=on_gpu)
+    place = Place(
+        on_gpu=device.type == "cuda",
+        compute_bytes=dtype.itemsize,
+        packed_bytes=4 if device.type == "cpu" and multiplied_in_fp32(dtype) else dtype.itemsize,
+    )
+    return make_plan(config, model, student=student, speed=speed, place=place)
 
 
 def model_sizes(config: Config) -> tuple[ModelSize, ModelSize | None]:

@@ -126,6 +126,31 @@ def test_what_zero_shares_out(stage: int, gradients: float, parameters: float, w
     assert not {"masters", "moments"} & dict(offloaded.train()).keys()
 
 
+def test_zero_0_shares_nothing_out() -> None:
+    place = Place(on_gpu=True, compute_bytes=4, num_processes=64)  # it is for fp32 alone
+    plain = dict(memory(place=place).train())
+    whole = dict(memory(place=place, distributed__engine="deepspeed", distributed__zero_stage=0).train())
+    assert whole.pop("buckets") == 4 * 5e8
+    assert "masters" not in whole and whole == plain
+
+
+def test_a_sequence_group_shares_the_tokens_of_a_micro_batch() -> None:
+    alone, four = memory(), memory(distributed__sequence_parallel=4)
+    for part in ("train", "score"):
+        mine, shared = dict(getattr(alone, part)()), dict(getattr(four, part)())
+        assert {name for name in mine if mine[name] != shared[name]} <= {"activations", "logits chunk"}
+        assert shared["activations"] < mine["activations"] / 3
+    assert four.activation_bytes(4 * 8192) == alone.activation_bytes(8192)
+    assert four.chunk_bytes(4 * 1000) == alone.chunk_bytes(1000)
+
+
+def test_a_copy_of_the_state_is_counted_where_it_is_always_made() -> None:
+    cpu = Place(on_gpu=False, compute_bytes=2)
+    assert "saved copy" not in dict(memory(place=cpu).train())
+    assert dict(memory(place=cpu, run__async_save="on").train())["saved copy"] == 12 * QWEN_7B.num_params
+    assert "saved copy" not in dict(memory(run__async_save="on").train())  # a GPU's is on the host
+
+
 def test_phases_hold_what_they_need() -> None:
     both = memory(loss__kl="k3")
     assert dict(both.rollout())["KV cache"] == 64 * (256 + 1024) * 57_344
@@ -142,6 +167,11 @@ def test_a_cpu_keeps_the_cache_and_packs_weights() -> None:
     assert dict(cpu.rollout())["packed weights"] == cpu.copy_bytes
     assert dict(cpu.train())["KV cache"] == cpu.cache_bytes()
     assert "masters" not in dict(cpu.train())  # fp32 parameters are their own
+
+
+def test_a_cpu_without_bf16_products_packs_in_fp32() -> None:
+    cpu = memory(place=Place(on_gpu=False, compute_bytes=2, packed_bytes=4))
+    assert dict(cpu.rollout())["packed weights"] == 2 * cpu.copy_bytes
 
 
 def test_reward_models_are_counted_one_by_one() -> None:

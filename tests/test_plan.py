@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from transformers import LlamaConfig
 from r1fast.config import Config
 from r1fast.model_size import ModelSize
 from r1fast.options import parse
-from r1fast.phase_memory import KEPT, total
+from r1fast.phase_memory import KEPT, Place, total
 from r1fast.plan import Plan, Speed, StagePlan, duration, make_plan, print_plan, probe_speed
 
 TEACHER = ModelSize(
@@ -26,7 +27,7 @@ SPEED = Speed(flops_per_s=1e11)
 THIRTY_STEPS = ["--stages.r1_zero.steps", "30"]
 
 
-def stages(config: Config, **options: int) -> dict[str, StagePlan]:
+def stages(config: Config, **options: Any) -> dict[str, StagePlan]:
     plan = make_plan(config, TEACHER, student=STUDENT, speed=SPEED, **options)
     return {stage.name: stage for stage in plan.stages}
 
@@ -87,7 +88,7 @@ def test_memory_follows_the_options() -> None:
     assert train["reference"] == 4 * params
     assert "masters" not in train
     assert "reference" not in phases(stages(parse(["--loss.kl", "none"]).config)["r1_zero"])["train"]
-    half = phases(stages(parse([]).config, compute_bytes=2)["r1_zero"])["train"]
+    half = phases(stages(parse([]).config, place=Place(on_gpu=False, compute_bytes=2))["r1_zero"])["train"]
     assert half["parameters"] == half["reference"] == 2 * params
     assert half["masters"] == 4 * params
     small = memory(stages(parse(["--optimizer.micro_batch_tokens", "512"]).config)["sft_2"])
@@ -120,7 +121,10 @@ def test_the_kv_cache_of_long_completions_outgrows_the_activations() -> None:
 
 def test_time_falls_with_processes_and_rises_with_steps() -> None:
     config = parse(THIRTY_STEPS).config
-    one, two = stages(config)["r1_zero"], stages(config, world_size=2)["r1_zero"]
+    one, two = (
+        stages(config)["r1_zero"],
+        stages(config, place=Place(on_gpu=False, compute_bytes=4, num_processes=2))["r1_zero"],
+    )
     assert one.time_s / 2 < two.time_s < one.time_s  # half the rows are as many decode steps, each as long for the host
     longer = stages(parse(["--rl.steps", "60"]).config)["r1_zero"]
     assert longer.time_s == pytest.approx(2 * one.time_s, rel=0.1)
@@ -161,7 +165,9 @@ def test_the_printed_plan_names_stages_memory_and_assumptions() -> None:
 
 def test_the_whole_r1_recipe_can_be_planned() -> None:
     config = parse(["--recipe", "r1", "--model", "m", "--model.student", "s", "--data", "d.jsonl"]).config
-    plan: Plan = make_plan(config, TEACHER, student=STUDENT, speed=SPEED, world_size=8)
+    plan: Plan = make_plan(
+        config, TEACHER, student=STUDENT, speed=SPEED, place=Place(on_gpu=False, compute_bytes=4, num_processes=8)
+    )
     zero = next(stage for stage in plan.stages if stage.name == "r1_zero")
     assert zero.work.samples == 10_400 * 512
 

@@ -12,7 +12,8 @@ import torch
 
 from r1fast.checks import MODEL_REWARDS
 from r1fast.config import RL_STAGES, Config, ConfigError
-from r1fast.context import CONVERSATIONAL, START, load_model, local_device
+from r1fast.context import CONVERSATIONAL, START, compute_dtype, load_model, local_device
+from r1fast.cpu_products import slow_dtype_hint
 from r1fast.disk import check_directory, existing_parent, format_bytes
 from r1fast.doctor.line import Line, Status
 from r1fast.memory import available_bytes
@@ -54,6 +55,9 @@ def check_recipe(config: Config, run_dir: Path) -> Iterator[Line]:
         yield Line(status="ok", name="files", value="weights are whole, prompts fit the window, gold answers score 1")
         yield _disk(run_dir, space_needed(config, unfinished_stages(config, run_dir), files, device))
         yield _memory(config, device)
+        hint = slow_dtype_hint(compute_dtype(config, device), device)
+        if hint:
+            yield Line(status="warn", name="dtype", value=hint, fix="--run.dtype float32")
         for root in roots(config, config.pipeline.stages):
             start = time.perf_counter()
             policy = load_model(config, run_dir, root, device)

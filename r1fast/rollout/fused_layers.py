@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from r1fast.adapters import is_adapted, low_rank
 from r1fast.attention import attention_forward
+from r1fast.cpu_products import multiplied_in_fp32
 from r1fast.ops.elementwise import add_rms_norm, rotate_heads, silu_mul
 
 TYPICAL_ROWS = 64  # what oneDNN chooses the order for
@@ -119,28 +120,20 @@ class LowRank:
 
 
 class _Packed:
-    """A weight and a bias as oneDNN's product wants them: in fp32 where the CPU does not multiply their dtype.
-
-    There PyTorch's own bf16 product takes eight times as long. Results are rounded to the layer's dtype in any case.
-    """
+    """A weight and a bias as oneDNN's product wants them; results are rounded to their dtype in any case."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.dtype = weight.dtype
-        wide = multiplied_in_fp32(weight.dtype)
-        self.bias = bias.float() if wide and bias is not None else bias
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.float() if wide else weight, TYPICAL_ROWS)
-        self.wide = wide
+        self.wide = multiplied_in_fp32(weight.dtype)
+        self.bias = bias.float() if self.wide and bias is not None else bias
+        weight = weight.float() if self.wide else weight
+        self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
 
     def product(self, hidden: Tensor) -> Tensor:
         """hidden weight' + bias."""
         hidden = hidden.float() if self.wide else hidden
         product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, self.weight, self.bias, "none", [], "")
         return product.to(self.dtype) if self.wide else product
-
-
-def multiplied_in_fp32(dtype: torch.dtype) -> bool:
-    """Whether this CPU has no instructions for products of `dtype`: bf16 wants AVX512 or avx_ne_convert."""
-    return dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @dataclass(frozen=True, eq=False)
