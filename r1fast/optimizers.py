@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from r1fast.build_locks import abandoned_locks
 from r1fast.config import ConfigError, OptimizerConfig
 
 if TYPE_CHECKING:
@@ -92,10 +93,21 @@ def import_deepspeed(option: str) -> ModuleType:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it has had to guess
     warnings.filterwarnings("ignore", message=r".*`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    warn_of_locks()
     try:
         return import_module("deepspeed")
     except ImportError as error:
         raise ConfigError(f"{option} needs deepspeed ({error}): pip install deepspeed, or use torch's") from error
+
+
+def warn_of_locks() -> None:
+    """Warn of locks for which DeepSpeed's compilation would wait for ever."""
+    for lock in abandoned_locks():
+        warnings.warn(
+            f"{lock} is left of a compilation that was killed, and DeepSpeed waits for it to vanish: if nothing is "
+            "compiled on another machine with this home, delete it",
+            stacklevel=2,
+        )
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
