@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,16 @@ def test_a_bad_line_is_named_or_counted(tmp_path: Path, line: str, message: str)
     prompts, found = open_prompts(str(path), Reading(), "skip")
     assert [prompt.text for prompt in prompts] == ["a", "b"] and found.num_faults == 1
     assert found.first_fault.startswith(f"{path}, {message}")
+
+
+def test_one_id_of_two_questions_is_refused_at_the_start(tmp_path: Path) -> None:
+    rows = [{"id": name, "prompt": text, "answer": "1"} for name, text in (("a", "1?"), ("b", "2?"), ("a", "1?"))]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(read_prompts(str(path))) == 3  # a row that is there twice
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[1], "prompt": "3?"}]))
+    with pytest.raises(ValueError, match=r"line 4: the row has the id of .*line 2, which is another question"):
+        read_prompts(str(path))
 
 
 def test_no_rows_at_all(tmp_path: Path) -> None:

@@ -60,15 +60,22 @@ class Reading:
         kind, language = self.fields.value("kind", row), self.fields.value("language", row)
         return str(kind or "math"), str(language or "")
 
+    def own_id(self, row: Row) -> str | None:
+        """The id that a checked row gives itself."""
+        if self.fields.strict and len(row) == 2:
+            return None
+        name = self.fields.value("id", row)
+        return None if name is None else str(name)
+
     def prompt(self, row: Row, default_id: str) -> Prompt:
         """The prompt of a checked row, without token ids."""
         text = str(self.fields.value("prompt", row))
         kind, language = self.variety(row)
-        name = self.fields.value("id", row)
+        name = self.own_id(row)
         if not language:
             language = guess_language(text) if self.language == "auto" else self.language
         made = Prompt(
-            id=default_id if name is None else str(name),
+            id=default_id if name is None else name,
             text=text,
             token_ids=(),
             kind=kind,
@@ -130,14 +137,15 @@ class Survey:
 def survey(name: str, rows: Rows, reading: Reading, bad_rows: Literal["error", "skip"] = "error") -> Survey:
     """Check every row of `name`, once.
 
-    Raises ValueError naming file and line for the first bad row, unless `bad_rows` says to count and skip it, and for
-    rows of which none can be used.
+    Raises ValueError naming file and line for the first bad row, unless `bad_rows` says to count and skip it, for
+    rows of which none can be used, and for different questions with one id.
     """
     places, keys = array("I"), array("Q")
+    ids, with_id = array("Q"), array("I")  # hashes, and which of `places` they are of
     varieties: dict[tuple[str, str], int] = {}
     longest: list[tuple[int, int]] = []
     num_faults, first_fault, least = 0, "", -1
-    check, variety = reading.check, reading.variety
+    check, variety, own_id = reading.check, reading.variety, reading.own_id
     for place, row in rows.scan():
         try:
             if type(row) is Fault:
@@ -151,6 +159,9 @@ def survey(name: str, rows: Rows, reading: Reading, bad_rows: Literal["error", "
             continue
         places.append(place)
         keys.append(xxh3_64_intdigest(encoded))
+        if (own := own_id(row)) is not None:  # type: ignore[arg-type]
+            ids.append(xxh3_64_intdigest(own.encode()))
+            with_id.append(len(places) - 1)
         kinds = variety(row)  # type: ignore[arg-type]
         if kinds not in varieties:
             varieties[kinds] = place
@@ -161,6 +172,8 @@ def survey(name: str, rows: Rows, reading: Reading, bad_rows: Literal["error", "
     if not places:
         why = f"; all {num_faults} rows are bad, the first: {first_fault}" if num_faults else _WANTED
         raise ValueError(f"{name}: no prompts{why}")
+    if ids:
+        _check_ids(rows, places, keys, np.frombuffer(ids, np.uint64), np.frombuffer(with_id, np.uint32))
     return Survey(
         places=np.frombuffer(places, dtype=np.uint32),
         keys=np.frombuffer(keys, dtype=np.uint64),
@@ -168,6 +181,21 @@ def survey(name: str, rows: Rows, reading: Reading, bad_rows: Literal["error", "
         first_fault=first_fault,
         facts=Facts(varieties=varieties, longest=tuple(place for _, place in longest)),
     )
+
+
+def _check_ids(
+    rows: Rows, places: Sequence[int], keys: Sequence[int], ids: NDArray[np.uint64], with_id: NDArray[np.uint32]
+) -> None:
+    """ValueError for two questions with one id, by which samples are drawn and told apart."""
+    order = np.argsort(ids, kind="stable")
+    ordered = ids[order]
+    for number in np.flatnonzero(ordered[1:] == ordered[:-1]).tolist():
+        first, second = (int(with_id[order[number + step]]) for step in (0, 1))
+        if keys[first] != keys[second]:  # of a question that is repeated the first row alone is used
+            raise ValueError(
+                f"{rows.where(places[second])}: the row has the id of {rows.where(places[first])}, which is another "
+                "question; give each its own, or none (data.fields without id)"
+            )
 
 
 class Prompts(Sequence[Prompt]):
