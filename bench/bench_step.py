@@ -70,6 +70,8 @@ class Given:
     alone: bool = False
     peers: tuple[str, ...] = ("",)
     """Words: configurations of TRL with one of them in their name."""
+    dtype: str = "bfloat16"
+    """Of our weights; masters are float32."""
 
 
 class Contestant:
@@ -134,7 +136,7 @@ def build(ask: Ask, check: Ask, shape: Shape, given: Given, variants: dict[str, 
         write_weights(model)
     threads = torch.get_num_threads()  # the harness has set it
     options: dict[str, Any] = {"model": str(model), "threads": threads, "expected": f"{folder.name}/expected"}
-    options |= {"ask": dataclasses.asdict(ask), "check": dataclasses.asdict(check)}
+    options |= {"own_dtype": given.dtype, "ask": dataclasses.asdict(ask), "check": dataclasses.asdict(check)}
     contestants: list[Contestant] = []
 
     def command(python: str, own: dict[str, Any]) -> list[str]:
@@ -235,7 +237,7 @@ def cases(device: str, size: str = "full", given: Given | None = None) -> Iterat
         yield Case(
             f"{name}, {ask.label}: {about}",
             {"P": ask.num_prompts, "G": ask.group_size, "least": ask.least, "most": ask.most},
-            "bfloat16",
+            given.dtype,
             ask.flops(shape),
             ask.num_bytes(shape),
             partial(build, ask, check, shape, given, variants),
@@ -252,6 +254,7 @@ def arguments() -> argparse.Namespace:
     found.add_argument(
         "--peers", nargs="+", default=[""], metavar="WORD", help="TRL's configurations with one of these"
     )
+    found.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of our weights")
     found.add_argument("--alone", action="store_true", help="one process at a time, where memory is short")
     found.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="cases with one of these in their label")
     return found.parse_args()
@@ -261,7 +264,11 @@ def main() -> None:
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the processes are ended
     given = Given(
-        Path(options.model) if options.model else None, options.trl_python, options.alone, tuple(options.peers)
+        Path(options.model) if options.model else None,
+        options.trl_python,
+        options.alone,
+        tuple(options.peers),
+        options.dtype,
     )
 
     def chosen(device: str, size: str) -> Iterator[Case]:

@@ -155,16 +155,16 @@ def ours(options: Options, ask_next: Callable[[], Any], answer: Callable[[Answer
 
     deepspeed = options.get("engine") == "deepspeed"
     if deepspeed:
-        from r1fast.zero_trainer import import_deepspeed
+        from r1fast.optimizers import import_deepspeed
 
-        import_deepspeed()
+        import_deepspeed("--only process")
     torch.set_num_threads(max(1, options["threads"] // options.get("processes", 1)))
     ranks = distributed.start("cpu")
     meter = Meter()
     policy = Policy.load(
         options["model"],
         device="cpu",
-        dtype=torch.bfloat16,
+        dtype=getattr(torch, options.get("own_dtype", "bfloat16")),
         gradient_checkpointing=options.get("gradient_checkpointing", False),
     )
     reference = policy.copy()
