@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bench.device import describe as describe_device
+
 RESULTS = Path(__file__).parent / "results"
 LEAST_GAIN = 0.10
 MOST_MINUTES = 60.0
@@ -93,7 +95,8 @@ def main() -> None:
     minutes = summary["wall_s"] / 60
     judged = JUDGES[recipe](summary)
     result = {**judged, "minutes": minutes, "met": judged["met"] and minutes <= MOST_MINUTES}
-    result |= {key: summary[key] for key in ("peak_pss_bytes", "versions", "device", "seed")}
+    result |= {key: summary[key] for key in ("peak_pss_bytes", "seed")}
+    result |= {**describe_device(summary["device"]), "options": arguments.options}
     (RESULTS / f"{recipe}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     print(json.dumps({key: result[key] for key in ("gain_accuracy_any", "minutes", "met") if key in result}))
     sys.exit(0 if result["met"] else 1)
