@@ -2,7 +2,8 @@
 
 Each bench runs in a process of its own with a share of the time; what one has measured is in FILE after each of its
 cases, also where it is stopped, hangs or dies. On a GPU the kernels take less than ten minutes together, the rollouts
-half an hour, the training step a few minutes; on a CPU each an hour or so. Ends with one JSON line.
+half an hour, the training step a few minutes; on a CPU the kernels share an hour, and the other two take half of one
+each. Ends with one JSON line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Triton kernels compiled ahead of time from real launches, with no GPU: `python -m bench.aot [--all] [--json FILE]`.
+"""Triton kernels compiled ahead of time from real launches, with no GPU; `python -m bench.launches` does it for all.
 
 A launcher is called with CPU tensors while a recorder stands where its kernel stood, so that what is compiled has the
 argument types, the divisibility attributes and the compile-time arguments that a launch has. `cuobjdump` then says how

@@ -9,7 +9,7 @@ run in turn on the same prompts, which are others in every round. Time is wall t
 is the peak of the resident set, weights and libraries included. FLOPs and bytes: every matrix product, and the weights
 once a step with all samples in one batch, a prompt's keys and values once for its group.
 
-vLLM needs an environment of its own: its wheels want another transformers.
+vLLM needs an environment of its own, for what it brings with it; the README says how to make one.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ print(json.dumps({**result, "start_mb": before_mb, "peak_mb": peak_mb()}))
 
 
 def write_rows(path: Path, num_rows: int) -> None:
-    """Rows of about 70 bytes, every question once."""
+    """Rows of 61 bytes, every question once."""
     if path.suffix == ".parquet":
         import pyarrow
         from pyarrow import parquet
