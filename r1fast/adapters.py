@@ -72,13 +72,21 @@ def without_adapters(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def other_adapters(module: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
-    """Within, the module has these values for its adapters, by the names of `adapter_parameters`; nothing is copied."""
-    own = adapter_parameters(module)
-    kept = {name: parameter.data for name, parameter in own.items()}
+    """Within, the module has these values for its adapters, by the names of `adapter_parameters`; nothing is copied.
+
+    Its own parameters are put aside untouched: in float32 they are the trainer's masters, which another thread may be
+    saving.
+    """
+    kept = adapter_parameters(module)
     try:
-        for name, parameter in own.items():
-            parameter.data = values[name]
+        for name in kept:
+            _put(module, name, nn.Parameter(values[name], requires_grad=False))
         yield
     finally:
-        for name, parameter in own.items():
-            parameter.data = kept[name]
+        for name, parameter in kept.items():
+            _put(module, name, parameter)
+
+
+def _put(module: nn.Module, name: str, parameter: Tensor) -> None:
+    owner, _, own = name.rpartition(".")
+    setattr(module.get_submodule(owner), own, parameter)

@@ -67,6 +67,8 @@ class Progress:
             if context.ranks.rank == 0:
                 context.writer.wait()
                 self._write(step, state, behind=behind)
+                if context.writer.busy:  # should the process have to end before the next update, it waits for that
+                    context.ranks.pulse.safe.offer(f"{self._stage} after step {step}", context.writer.wait)
             self.saved_step = step
             context.ranks.barrier()
         self._save_s += time.perf_counter() - start
@@ -108,8 +110,13 @@ class Progress:
         return None if path is None else read_state(path)
 
     def _save_alone(self, step: int, state: Callable[[], Mapping[str, Any]]) -> None:
-        self._context.writer.wait()
-        if self.saved_step != step:
+        failed = None
+        try:
+            self._context.writer.wait()
+        except Exception as error:  # no reason to lose this state, too
+            failed = error
+            self._context.console.warn(f"the state that was being written is not saved ({error!r})")
+        if failed or self.saved_step != step:
             self._write(step, state())
 
     def _write(self, step: int, state: Mapping[str, Any], *, behind: bool = False) -> None:

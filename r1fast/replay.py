@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def replay(dumps: list[StepDump], weights: dict[str, Any], config: Config, run_dir: Path, device: str) -> int:
     """Print the step part by part, then run it whole, by the engine of the run; 0 where the result is the recorded."""
+    dumps = dumps[:: config.distributed.sequence_parallel]  # a sequence group's processes all have its micro-batches
     first = dumps[0]
     config = replace(config, run=replace(config.run, device="cpu" if device == "cpu" else config.run.device))
     where = local_device(config)

@@ -8,6 +8,7 @@ Safe: pointwise, binary cross-entropy of safe against unsafe, on the whole respo
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,6 +27,8 @@ from r1fast.records import Prompt
 from r1fast.rewards.response import parse_response
 from r1fast.templates import write_prompts
 
+BATCH_TOKENS = 32768  # of responses that are scored together
+
 
 class RewardModel:
     """`module` maps packed responses to one number each, read at their last token."""
@@ -35,6 +38,8 @@ class RewardModel:
     ) -> None:
         self.module, self.tokenizer, self.eos_token_id, self.device = module, tokenizer, eos_token_id, device
         self._idle: Idle | None = None
+        self.beat: Callable[[str], object] = len
+        """Is shown the progress of `score_responses`."""
 
     @classmethod
     def from_policy(cls, policy: Policy, directory: Path) -> RewardModel:
@@ -103,18 +108,30 @@ class RewardModel:
 
     @torch.no_grad()
     def score_responses(self, prompts: Seq[Prompt], responses: Seq[str], *, rows: int = 256) -> list[float]:
-        """Scores of many responses, `rows` at a time, shortest first so that a batch wastes little."""
+        """Scores of many responses, shortest first; `rows` at a time, or fewer that are `BATCH_TOKENS` together."""
         if not responses:
             return []
         ids = self.encode(prompts, responses)
         order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
         scores = [0.0] * len(ids)
         with self._idle.awake() if self._idle else nullcontext():
-            for start in range(0, len(order), rows):
-                chosen = order[start : start + rows]
+            for chosen in _batches(order, list(map(len, ids)), rows):
                 for number, value in zip(chosen, self.score([ids[n] for n in chosen]).tolist(), strict=True):
                     scores[number] = value
+                self.beat("responses scored")
         return scores
+
+
+def _batches(order: Seq[int], lengths: Seq[int], rows: int) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for number in order:
+        tokens = sum(lengths[n] for n in batch) + lengths[number]
+        if batch and (len(batch) == rows or tokens > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
 
 
 def summary_of(text: str) -> str:

@@ -56,7 +56,8 @@ class StepGuard:
         if self._faults.spike == "warn" and norm > spike:
             self._warn(f"{self._stage}, step {step}: the gradient's norm is {norm:.4g}, a spike above {spike:.4g}")
         self._in_row = 0
-        self._norms.append(norm)
+        if norm > 0.0:  # a step that had nothing to learn from says nothing of the others
+            self._norms.append(norm)
         return sums
 
     def figures(self) -> Sums:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from r1fast.atomic import atomic_file
 from r1fast.config import Config, ConfigError
@@ -20,6 +20,7 @@ from r1fast.launcher import die_with_launcher
 from r1fast.options import Invocation, differing_engine, differing_keys, help_text, parse, read_config, to_toml
 from r1fast.stop import Stopped, StopRequest
 
+T = TypeVar("T")
 FAILURE = 1
 BAD_INPUT = 2
 SIGNAL_SPREAD_S = 1.0  # within which a launcher's SIGTERM reaches all ranks
@@ -112,16 +113,18 @@ def _train(invocation: Invocation, stop: StopRequest) -> int:
     except ValueError as error:  # may be this process's alone: its GPU is not there
         return _refuse(error)
     try:
-        source = open_source(config)
+        source = _each(ranks, lambda: open_source(config))
         size = ranks.world_size
         _first(ranks, lambda: check_run(config, run_dir, source, device=ranks.device, world_size=size))
-        with distributed.lock_run_dir(run_dir, ranks.rank):
+        with _each(ranks, lambda: distributed.lock_run_dir(run_dir, ranks.rank)):
             _first(ranks, lambda: _claim(config, run_dir))
             stage = partial(_current_stage, config, run_dir)
             with Watchdog(ranks, config.faults, run_dir, stop=stop, stage=stage):
                 return _run(open_run(config, run_dir, ranks, stop, source=source))
-    except ConfigError as error:
+    except RefusedByAll as error:
         return _refuse(error, leads=ranks.rank == 0)
+    except ConfigError as error:  # may be this process's alone: what it cannot read lies on another machine's disk
+        return _refuse(ConfigError(f"rank {ranks.rank}: {error}") if ranks.rank else error)
     except distributed.RankLost as error:
         if not stop.requested:
             time.sleep(SIGNAL_SPREAD_S)  # it raises if the signal reached another rank first
@@ -135,6 +138,24 @@ def _train(invocation: Invocation, stop: StopRequest) -> int:
         ranks.shutdown()
 
 
+class RefusedByAll(ConfigError):
+    """Bad input that every process knows of: rank 0 says it for all."""
+
+
+def _each(ranks: Any, work: Callable[[], T]) -> T:
+    """What `work` gives this rank; all refuse what one of them refuses, and say whose it is."""
+    result, problem = None, None
+    try:
+        result = work()
+    except ConfigError as error:
+        problem = str(error)
+    problems = ranks.gather_objects(problem)
+    if any(problems):
+        rank, text = next((rank, text) for rank, text in enumerate(problems) if text)
+        raise RefusedByAll(text if len(set(problems)) == 1 else f"rank {rank}: {text}")
+    return cast("T", result)
+
+
 def _first(ranks: Any, work: Callable[[], None]) -> None:
     """Rank 0 does it while the others wait; all refuse what it refuses, so that none is left behind."""
     problem = None
@@ -145,7 +166,7 @@ def _first(ranks: Any, work: Callable[[], None]) -> None:
             problem = str(error)
     problem = ranks.broadcast_object(problem)
     if problem is not None:
-        raise ConfigError(problem)
+        raise RefusedByAll(problem)
 
 
 def _failed(config: Config, run_dir: Path, error: Exception) -> int:

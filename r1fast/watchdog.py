@@ -177,22 +177,28 @@ class Watchdog:
 
     def _end(self, text: str, *, first: bool = False) -> None:
         """Tell everybody, write this process's stacks, save what is safe, and leave."""
+        try:
+            if first and self._peers is not None:
+                self._peers.raise_flag("ends", text)
+            with contextlib.suppress(OSError):  # the run directory's disk may be what stands still
+                self._write_stacks(text)
+                if first:
+                    self._note(text)
+            if self._ranks.rank == 0 and self._pulse.safe.is_there and self._peers is not None:
+                self._peers.raise_flag("saves", "")
+            self._save()
+            if self._peers is not None:
+                self._linger(self._peers)
+        finally:
+            self._stop.set()
+            self._leave(FAILURE)
+
+    def _write_stacks(self, text: str) -> None:
         assert self._stacks is not None
-        if first and self._peers is not None:
-            self._peers.raise_flag("ends", text)
         self._say(f"watchdog: {text}; the stacks of all threads are in {self._stacks.name}")
         self._stacks.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         self._stacks.flush()
         faulthandler.dump_traceback(self._stacks.fileno(), all_threads=True)
-        if first:
-            self._note(text)
-        if self._ranks.rank == 0 and self._pulse.safe.is_there and self._peers is not None:
-            self._peers.raise_flag("saves", "")
-        self._save()
-        if self._peers is not None:
-            self._linger(self._peers)
-        self._stop.set()
-        self._leave(FAILURE)
 
     def _note(self, text: str) -> None:
         try:
@@ -201,9 +207,26 @@ class Watchdog:
             write_failure(self._run_dir, self._stage(), stuck)
 
     def _save(self) -> None:
-        """Write the state between two steps, if this rank has one; the rank that has it is 0."""
+        """Write the state between two steps, if this rank has one; the rank that has it is 0.
+
+        A thread writes, and this one goes on telling the others. A write without progress for its limit is given up.
+        """
+        if not self._pulse.safe.is_there:
+            return
+        writer = threading.Thread(target=self._write_what_is_safe, name="watchdog's save", daemon=True)
+        writer.start()
+        still_s, seen, limit_s = 0.0, -1, self._limits.save_s
+        while writer.is_alive() and not 0 < limit_s < still_s:
+            beats = self._pulse.num_beats
+            still_s = still_s + self._interval_s if beats == seen else 0.0
+            seen = beats
+            self._arm(limit_s - still_s if limit_s else 0.0)
+            if self._peers is not None:
+                self._peers.tell(self._report())
+            writer.join(self._interval_s)
+
+    def _write_what_is_safe(self) -> None:
         safe = self._pulse.safe
-        self._arm(self._limits.save_s)
         try:
             if saved := safe.save():
                 self._say(f"watchdog: saved {saved}")

@@ -6,6 +6,7 @@ import threading
 import time
 from dataclasses import replace
 
+import pytest
 from test_stall import report
 from torch._C._distributed_c10d import HashStore
 
@@ -52,6 +53,29 @@ def test_a_flag_reaches_all() -> None:
     one.exchange(store)
     other.exchange(store)
     assert one.flags == other.flags == {"ends": "rank 0 is stuck"}
+
+
+def test_a_flag_that_did_not_arrive_is_raised_again() -> None:
+    class Deaf:
+        """Takes what is set, answers nothing."""
+
+        def set(self, key: str, value: str, /) -> None: ...
+
+        def check(self, keys: list[str], /) -> bool:
+            raise RuntimeError("connection reset by peer")
+
+        def get(self, key: str, /) -> bytes: ...
+
+        def multi_get(self, keys: list[str], /) -> list[bytes]: ...
+
+    store = HashStore()
+    one, other = peers(store, 0), peers(store, 1)
+    one.raise_flag("saves", "")
+    with pytest.raises(RuntimeError, match="reset"):
+        one.exchange(Deaf())
+    one.exchange(store)
+    other.exchange(store)
+    assert "saves" in other.flags
 
 
 def test_runs_that_share_a_store_do_not_meet() -> None:

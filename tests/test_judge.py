@@ -123,6 +123,12 @@ def test_a_batch_has_a_clock_of_its_own(config: JudgeConfig) -> None:
     assert time.monotonic() - start < 8.0
 
 
+def test_every_answer_is_a_sign_of_progress(config: JudgeConfig) -> None:
+    beats: list[str] = []
+    Judge(config, beats.append).grade([written(question("good"), f"Answer {number}.") for number in range(5)])
+    assert len(beats) == 5
+
+
 def test_no_server_is_a_crash() -> None:
     config = JudgeConfig(endpoint="http://127.0.0.1:1/v1", model="judge-1", retries=1)
     assert grade(config, "good") == Score(0.0, "crash")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from r1fast.adapters import adapter_parameters
+from r1fast.adapters import adapter_parameters, other_adapters
 from r1fast.config import Config, LossConfig, OptimizerConfig
 from r1fast.distributed import Ranks
 from r1fast.lora import add_adapters
@@ -64,6 +64,9 @@ def test_adapters_off_and_as_they_were(strict: bool) -> None:
     train(trainer, range(2, 4), Ranks())
     assert torch.equal(found(), refreshed) and not torch.equal(found(), expected(policy))
     assert reference.version == 2 and policy.version == 4
+    masters = [master.clone() for master in trainer.state_dict()["masters"]]
+    with other_adapters(policy.module, reference.adapters):  # a thread that saves now sees the trainer's own
+        assert all(map(torch.equal, masters, trainer.state_dict()["masters"]))
     assert places == {name: parameter.data_ptr() for name, parameter in adapters.items()}
     assert all(parameter.requires_grad for parameter in adapters.values())
     restored = AdapterReference(policy)

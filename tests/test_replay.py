@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tiny_run import open_context, save_model, tiny_config, without_times
 
 from r1fast import replay
 from r1fast.config import Config
+from r1fast.distributed_config import DistributedConfig
 from r1fast.metrics import read_metrics
 from r1fast.packing import pack
 from r1fast.stages import rl
@@ -142,6 +144,9 @@ def test_a_replay_gives_the_very_loss_and_gradient(
     out = capsys.readouterr().out
     assert f"loss {dumps[0].loss_sum:.6g}, recorded {dumps[0].loss_sum:.6g}" in out and "not finite" not in out
     assert out.count(f"{dumps[0].grad_norm:.6g}") == 2
+    group = replace(config, distributed=DistributedConfig(sequence_parallel=2)).for_stage("r1_zero")
+    assert replay.replay([dumps[0], dumps[0]], weights, group, tmp_path, "cpu") == 0  # both had the same micro-batches
+    capsys.readouterr()
     weights["masters"][0] += 0.1
     assert replay.replay(dumps, weights, config.for_stage("r1_zero"), tmp_path, "cpu") == 1
     assert "NOT reproduced" in capsys.readouterr().out

@@ -67,6 +67,12 @@ def test_a_spike_is_measured_by_the_running_median(spike: str) -> None:
     assert not guarded.said or "spike above 10" in guarded.said[0]
 
 
+def test_steps_without_a_gradient_do_not_set_the_measure() -> None:
+    guarded = Guarded(spike="skip", spike_factor=5.0, spike_window=8)
+    guarded.run(*[2.0, 0.0] * 8, *[0.0] * 8, 3.0)
+    assert guarded.guard.num_skipped == 0
+
+
 def test_a_spike_is_none_before_enough_is_known() -> None:
     guarded = Guarded(spike="skip", spike_factor=2.0)
     guarded.run(*[1.0] * 7, 50.0)

@@ -14,11 +14,12 @@ import pytest
 
 from r1fast import train
 from r1fast.checkpoint import StateFolder
-from r1fast.distributed import RankLost
+from r1fast.config import ConfigError
+from r1fast.distributed import RankLost, Ranks
 from r1fast.metrics import read_metrics
 from r1fast.options import parse
 from r1fast.stages.rl import RLLoop
-from r1fast.train import main, run_directory
+from r1fast.train import RefusedByAll, _each, main, run_directory
 
 ROOT = Path(__file__).parents[1]
 SHORT = [
@@ -55,6 +56,24 @@ def test_only_rank_0_complains(capsys: pytest.CaptureFixture[str], monkeypatch: 
     monkeypatch.setenv("RANK", "1")
     assert main(["--nonsense", "3"]) == 2
     assert capsys.readouterr().err == ""
+
+
+def test_what_one_rank_cannot_use_is_said_by_rank_0() -> None:
+    class Rank0:
+        rank = 0
+
+        def gather_objects(self, own: str | None) -> list[str | None]:
+            return [own, "data.csv: no such file"]
+
+    with pytest.raises(RefusedByAll, match=r"^rank 1: data\.csv: no such file$"):
+        _each(Rank0(), lambda: 3)
+    assert _each(Ranks(), lambda: 3) == 3
+
+    def refuse() -> None:
+        raise ConfigError("no disk")
+
+    with pytest.raises(RefusedByAll, match="^no disk$"):
+        _each(Ranks(), refuse)
 
 
 def test_run_directory() -> None:

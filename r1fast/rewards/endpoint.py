@@ -12,13 +12,16 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from r1fast.config import ConfigError, JudgeConfig
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 MAX_REPLY_BYTES = 4 << 20
 FIRST_WAIT_S, MAX_WAIT_S = 1.0, 60.0
@@ -61,13 +64,13 @@ class Usage:
 
 
 class Endpoint:
-    """The server of [judge]; `ask` may be called from many threads.
+    """The server of [judge]; `ask` may be called from many threads. It shows its progress to `beat`.
 
     Raises ConfigError for an address that is none, and for a key's variable that is not set.
     """
 
-    def __init__(self, config: JudgeConfig) -> None:
-        self._config = config
+    def __init__(self, config: JudgeConfig, beat: Callable[[str], object] = len) -> None:
+        self._config, self.beat = config, beat
         self.usage = Usage()
         self.last_error = ""
         address = urlsplit(config.endpoint)
@@ -127,8 +130,15 @@ class Endpoint:
             except EndpointError as error:
                 return error
 
+        return self.act_on_all(reply, prompts)
+
+    def act_on_all(self, act: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """Results in order, `concurrency` at a time; each that is there is shown to `beat`."""
         with ThreadPoolExecutor(self._config.concurrency) as threads:
-            return list(threads.map(reply, prompts))
+            begun = [threads.submit(act, item) for item in items]
+            for _ in as_completed(begun):
+                self.beat("a reply")
+            return [one.result() for one in begun]
 
     def take_metrics(self) -> dict[str, float]:
         """Counts since the last call, the cost in the currency of the prices; not while `ask` runs.

@@ -10,15 +10,13 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import TypeVar
 
 from r1fast.config import ConfigError, JudgeConfig
 from r1fast.records import Prompt, Rollout
-from r1fast.rewards.endpoint import Endpoint, EndpointError
+from r1fast.rewards.endpoint import Endpoint, EndpointError, Item, Result
 from r1fast.rewards.response import parse_response, response_text
 from r1fast.rewards.score import Outcome, Score
 from r1fast.source import PreferencePair
@@ -58,9 +56,6 @@ _VOTE = re.compile(r"\[\[(A>>B|A>B|A=B|B>A|B>>A)\]\]")
 
 logger = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 
 @dataclass(frozen=True)
 class Preference:
@@ -80,14 +75,14 @@ class Judge:
     Raises ConfigError for a configuration that cannot work, templates included.
     """
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: JudgeConfig, beat: Callable[[str], object] = len) -> None:
         if not config.endpoint or not config.model:
             raise ConfigError(
                 f"judge.endpoint = {config.endpoint!r} and judge.model = {config.model!r}: a judge needs both, for "
                 "example http://localhost:8000/v1 and the name that the server gives its model"
             )
         self._config = config
-        self._endpoint = Endpoint(config)
+        self._endpoint = Endpoint(config, beat)
         self._grade = read_template(config.prompt, GRADE_PROMPT, ("question", "response"), ("reference",))
         self._pair = read_template(config.pair_prompt, PAIR_PROMPT, ("question", "first", "second"), ())
         self.last_error = ""
@@ -119,8 +114,7 @@ class Judge:
 
     def _batch(self, items: Sequence[Item], act: Callable[[Item, float], Result]) -> list[Result]:
         deadline = time.monotonic() + self._config.total_timeout_s
-        with ThreadPoolExecutor(self._config.concurrency) as threads:
-            return list(threads.map(lambda item: act(item, deadline), items))
+        return self._endpoint.act_on_all(lambda item: act(item, deadline), items)
 
     def _grade_one(self, rollout: Rollout, deadline: float) -> Score:
         summary = parse_response(response_text(rollout.prompt, rollout)).summary.strip()

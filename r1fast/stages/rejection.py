@@ -40,7 +40,7 @@ def run_rejection(context: RunContext, stage: str) -> dict[str, float]:
         sampling=Sampling(temperature=options.temperature, max_tokens=options.max_tokens, stage=stage, visit=0),
         samples_per_prompt=options.samples_per_prompt,
         judge=verdict_and_text,
-        review=Grading(Judge(config.judge), options.min_grade) if options.min_grade else None,
+        review=Grading(Judge(config.judge, context.ranks.pulse.beat), options.min_grade) if options.min_grade else None,
     )
     report: YieldTable = {}
     per_prompt: Counter[str] = Counter()  # by question: ids of several files may be the same

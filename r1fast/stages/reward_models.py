@@ -50,6 +50,7 @@ def run_reward_models(context: RunContext, stage: str) -> dict[str, float]:
             continue
         with context.stop.interruptible():
             model = RewardModel.from_policy(policy, context.directory("sft_2") / "checkpoint")
+            model.beat = context.ranks.pulse.beat
             items = training_items(context, model, kind, options.pairs, seed)
         training = Training(context, stage, model, items, kind, config)
         training.resume(begun)
@@ -58,7 +59,6 @@ def run_reward_models(context: RunContext, stage: str) -> dict[str, float]:
                 training.update(number * num_steps(config))
                 state = partial(_state, dict(measured), training, training.positions())
                 progress.step_done(number * num_steps(config) + training.step, state, alone=True)
-        context.ranks.pulse.safe.withdraw()
         with context.ranks.pulse.during("evaluation"):
             measured[kind] = held_out_accuracy(context, model, kind, options.held_out_pairs, seed)
         context.save_model(stage, kind, model.save)
@@ -124,7 +124,7 @@ class Training:
         self.parameters = list(model.module.parameters())
         groups = [{"params": self.parameters, "weight_decay": 0.0}]
         self.optimizer = make_optimizer(groups, config.optimizer, fused=False)
-        self.step = 0
+        self.step = self.num_updates = 0  # a step may be skipped
         self.guard = StepGuard(config.faults, f"{stage} {kind}", context.console.warn)
 
     def update(self, offset: int) -> None:
@@ -158,17 +158,18 @@ class Training:
             require_good(sums, norm, num_steps=self.step, version=self.step, most_norm=most_norm)
             ranks.pulse.safe.withdraw()
             self.optimizer.step()
+            self.num_updates += 1
         finally:
             self.optimizer.zero_grad(set_to_none=True)
         return sums
 
     def positions(self) -> dict[str, Any]:
         """Of what the next step depends on, what is small."""
-        return {"step": self.step, "guard": self.guard.state_dict()}
+        return {"step": self.step, "num_updates": self.num_updates, "guard": self.guard.state_dict()}
 
     def weights(self) -> dict[str, Any]:
         """The rest of it; the tensors are the live ones."""
-        optimizer = saved_form(self.optimizer, self.config.optimizer, self.step)
+        optimizer = saved_form(self.optimizer, self.config.optimizer, self.num_updates)
         return {"model": self.model.module.state_dict(), "optimizer": optimizer}
 
     def state_dict(self) -> dict[str, Any]:
@@ -178,10 +179,10 @@ class Training:
     def resume(self, state: Mapping[str, Any]) -> None:
         """Continue bitwise from a `state_dict()`; an empty one changes nothing."""
         if state:
-            self.step = state["step"]
+            self.step, self.num_updates = state["step"], state["num_updates"]
             self.guard.load_state_dict(state["guard"])
             self.model.module.load_state_dict(state["model"])
-            load_saved_form(self.optimizer, self.config.optimizer, state["optimizer"], self.step)
+            load_saved_form(self.optimizer, self.config.optimizer, state["optimizer"], self.num_updates)
 
 
 def sum_gradients(context: RunContext, parameters: Sequence[torch.nn.Parameter]) -> None:
@@ -235,6 +236,7 @@ def load_model_rewards(context: RunContext, names: Iterable[str], *, idles: bool
     rewards = {}
     for name in wanted:
         model = RewardModel.load(directory / name, policy)
+        model.beat = context.ranks.pulse.beat
         if idles:
             model.idle()
         rewards[name] = as_reward(model, summary_only=name == "helpful")

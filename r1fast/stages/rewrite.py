@@ -112,7 +112,7 @@ def make_rewriting(context: RunContext, config: Config) -> Rewriting | None:
     options = config.cold_start
     if options.rewrite == "source":
         return None
-    endpoint = Endpoint(config.judge) if options.rewrite == "endpoint" else None
+    endpoint = Endpoint(config.judge, context.ranks.pulse.beat) if options.rewrite == "endpoint" else None
     return Rewriting(
         write=_base_model(context, config) if endpoint is None else _server(endpoint),
         endpoint=endpoint,

@@ -321,7 +321,7 @@ class RLLoop:
             load_model_rewards(self.context, names, idles=self.config.optimizer.offload_idle_models)
         )
         if "judge" in names:
-            self.judge = Judge(self.config.judge)
+            self.judge = Judge(self.config.judge, self.ranks.pulse.beat)
             rewards["judge"] = self.judge.grade
         return rewards
 

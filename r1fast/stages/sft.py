@@ -100,7 +100,7 @@ def read_dev(context: RunContext, policy: Policy, config: Config) -> dict[str, f
     """What `dev_reading` finds, and how long it took."""
     start = time.perf_counter()
     prompts = context.prompts(policy, context.source.prompts("dev")[: config.rl.dev_problems])
-    engine = make_engine(policy, config)
+    engine = make_engine(policy, config, context.ranks.pulse.beat)
     try:
         reading = dev_reading(context, engine, prompts, config)
     finally:
