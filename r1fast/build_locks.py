@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def abandoned_locks() -> list[Path]:
-    """Lock files of torch's extensions that no process of this machine holds open, as a living compilation does.
+    """This user's lock files of torch's extensions that no process here holds open, as a living compilation does.
 
     The folder is TORCH_EXTENSIONS_DIR, or the one in the user's cache. On a home that several machines share the
     holder may be on another one; empty where the system does not tell what processes hold open.
@@ -19,7 +19,15 @@ def abandoned_locks() -> list[Path]:
     if not locks or not Path("/proc/self/fd").is_dir():
         return []
     held = _open_files()
-    return [lock for lock in locks if os.path.realpath(lock) not in held and lock.exists()]
+    return [lock for lock in locks if os.path.realpath(lock) not in held and _is_own(lock)]
+
+
+def _is_own(lock: Path) -> bool:
+    """Of other users' processes one does not see what they hold."""
+    try:
+        return lock.stat().st_uid == os.getuid()
+    except OSError:  # it is released
+        return False
 
 
 def _open_files() -> set[str]:

@@ -203,6 +203,11 @@ def _check_distributed(config: Config, stage: str) -> None:
             "distributed.zero_stage = 0 with run.dtype = 'bfloat16': DeepSpeed sums up float32 gradients for it from "
             "zero_stage = 1 on; use 1, or engine = 'torch', which shares nothing out either"
         )
+    if options.zero_stage == 3 and config.optimizer.offload_activations and not config.optimizer.gradient_checkpointing:
+        raise ConfigError(
+            "optimizer.offload_activations with distributed.zero_stage = 3 would move the gathered weights, too: set "
+            "optimizer.gradient_checkpointing = true, or use zero_stage = 1 or 2"
+        )
     if options.offload_parameters != "none" and options.zero_stage < 3:
         raise ConfigError(
             f"distributed.offload_parameters = {options.offload_parameters!r} needs zero_stage = 3, not "

@@ -14,7 +14,7 @@ import torch
 from r1fast.atomic import atomic_directory, atomic_file, whole_lines
 from r1fast.background import BackgroundWriter
 from r1fast.checkpoint import StateFolder
-from r1fast.config import Config, user_input
+from r1fast.config import STAGES, Config, user_input
 from r1fast.console import Console
 from r1fast.distributed import Ranks
 from r1fast.metrics import MetricsLog, read_metrics
@@ -174,6 +174,7 @@ def load_model(config: Config, run_dir: Path, origin: str, device: torch.device,
         ConfigError: it is not there, damaged, or of a kind that cannot be trained.
     """
     model = config.model
+    optimizer = (config.for_stage(stage) if stage in STAGES else config).optimizer
     trained = origin not in ("base", "student")
     folder = stage_directory(run_dir, origin) if trained else run_dir
     with user_input(f"; delete {folder} to train it again" if trained else ""):
@@ -184,11 +185,11 @@ def load_model(config: Config, run_dir: Path, origin: str, device: torch.device,
             dtype=compute_dtype(config, device),
             gguf_file="" if trained or origin == "student" else model.gguf_file,
             trust_remote_code=model.trust_remote_code,
-            gradient_checkpointing=config.optimizer.gradient_checkpointing,
+            gradient_checkpointing=optimizer.gradient_checkpointing,
         )
         name = "chat" if (stage or origin) in CONVERSATIONAL else model.template
         set_template(policy.tokenizer, name, embedded=config.data.source == "tiny")
-    policy.offload_activations = config.optimizer.offload_activations
+    policy.offload_activations = optimizer.offload_activations
     end = end_of_turn(policy.tokenizer)
     if end is not None and end not in policy.eos_token_ids:  # of a base model with a conversation's template
         policy.eos_token_ids = (*policy.eos_token_ids, end)

@@ -81,6 +81,7 @@ class Ranks:
         if self.world_size > 1:
             with self._together("all_reduce"):
                 dist.all_reduce(tensor)
+                _wait_for(tensor)
         return tensor
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
@@ -88,6 +89,7 @@ class Ranks:
         if self.world_size > 1:
             with self._together("broadcast"):
                 dist.broadcast(tensor, src=0)
+                _wait_for(tensor)
         return tensor
 
     def gather_objects(self, value: T) -> list[T]:
@@ -146,11 +148,19 @@ class Ranks:
         try:
             with self.pulse.together(name):
                 yield
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise  # of this process's own
         except RuntimeError as error:
             raise RankLost(
                 "another rank ended while this one waited for it; its own message is above, or torchrun's has its exit "
                 f"code ({str(error).splitlines()[0]})"
             ) from error
+
+
+def _wait_for(tensor: Tensor) -> None:
+    """Until the GPU has it: NCCL's calls return at once, and the watchdog is to see who waits for whom."""
+    if tensor.is_cuda:
+        torch.cuda.current_stream(tensor.device).synchronize()
 
 
 class RankLost(RuntimeError):

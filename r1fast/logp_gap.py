@@ -39,11 +39,11 @@ class LogpGap:
         try:
             return run(self.in_force(loss), lambda sums: self._check(sums, loss, step))
         except _CorrectionNeeded as found:
-            self._warned = self._corrects = True
-            self._warn(
-                f"{found}: from this step on truncated importance weights correct it (loss.correct_gap); {_CAUSES}"
-            )
-            return run(self.in_force(loss), lambda sums: None)
+            said = str(found)
+        # out here the first run's gradient, which the error's frames hold, is gone
+        self._warned = self._corrects = True
+        self._warn(f"{said}: from this step on truncated importance weights correct it (loss.correct_gap); {_CAUSES}")
+        return run(self.in_force(loss), lambda sums: None)
 
     def state_dict(self) -> dict[str, bool]:
         """What has happened; loads with `weights_only`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from r1fast.context import RunContext, write_json
 from r1fast.evaluate import dev_reading
@@ -91,11 +94,19 @@ def _run_stage(context: RunContext, stage: str) -> None:
         context.truncate(stage, 0)  # a stage that was interrupted before its first state starts again
     with context.writer.finishing():
         result = dict(RUN[stage](context, stage))
+    _free(context.ranks.device)
     context.ranks.pulse.safe.withdraw()  # the stage is done: there is nothing to go back to, or to keep
     result["wall_s"] = earlier_s + time.perf_counter() - start
     context.finish(stage, result)
     context.ranks.barrier()
     context.console.stage_end(shown(result))
+
+
+def _free(device: torch.device) -> None:
+    """Give back what a stage held: DeepSpeed's engines and parameters hold each other until Python looks for that."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def write_page(context: RunContext) -> None:

@@ -56,7 +56,8 @@ def check_run(config: Config, run_dir: Path, source: Source, *, device: torch.de
     if stages:
         check_processes(config, world_size)
         check_offload(config, stages, device.type)
-        check_nvme(config.distributed)
+        for stage in stages:
+            check_nvme(config.for_stage(stage).distributed)
         check_device(config, device.type)
         files = check_input(config, source, stages)
         if device.type == "cuda":
@@ -216,7 +217,8 @@ class ModelFiles:
         """Read it; ValueError for files that are missing, truncated, or without an end token."""
         model, described = config.model, describe(config, root)
         name, path, gguf_file = _named(config, root)
-        check_sequence_parallel(described, config.distributed.sequence_parallel)
+        for stage in config.pipeline.stages:
+            check_sequence_parallel(described, config.for_stage(stage).distributed.sequence_parallel)
         files = check_checkpoint(path) if isinstance(path, Path) and not gguf_file else None
         layers = check_shapes(Path(path), described, trust_remote_code=model.trust_remote_code) if files else {}
         tokenizer = load_tokenizer(path, gguf_file=gguf_file, trust_remote_code=model.trust_remote_code)

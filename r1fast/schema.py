@@ -96,7 +96,7 @@ def _find_stage_key(path: str, parts: list[str]) -> Key:
     if stage not in STAGES:
         raise unknown(f"stages.{stage}", [f"stages.{name}" for name in STAGES])
     main = STAGES[stage]
-    if rest[0] in ("run", "pipeline", "faults", "stages"):
+    if rest[0] in ("run", "pipeline", "model", "data", "general", "faults", "stages"):
         raise ConfigError(f"{path}: [{rest[0]}] belongs to the whole run; set it outside [stages]")
     if len(rest) == 1:
         if rest[0] not in KEYS[main]:

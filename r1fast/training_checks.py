@@ -63,7 +63,7 @@ def check_training_device(config: Config, stage: str, device: str) -> None:
             f"optimizer.name = {name!r} runs on a GPU only, and this run is on {device}: use 'adamw', or "
             "'deepspeed_cpu' on the CPU"
         )
-    on_host = distributed.engine == "deepspeed" and distributed.offload_optimizer != "none"
+    on_host = stage != "reward_models" and distributed.engine == "deepspeed" and distributed.offload_optimizer != "none"
     if name == "deepspeed_cpu" and device != "cpu" and not on_host:
         raise ConfigError(
             f"optimizer.name = 'deepspeed_cpu' updates masters in the host's memory, and this run has them on "

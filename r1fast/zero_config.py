@@ -25,6 +25,25 @@ FURTHER = (
     "wandb",
 )
 
+# And below zero_optimization: sizes of buffers and when they are used. Others would reorder what states are read from
+# (round_robin_gradients), update a part with another optimizer (ratio), or compute in other numbers.
+FURTHER_ZERO = {
+    "zero_optimization": (
+        *("allgather_bucket_size", "allgather_partitions", "contiguous_gradients", "memory_efficient_linear"),
+        *("reduce_bucket_size", "reduce_scatter", "stage3_max_live_parameters", "stage3_max_reuse_distance"),
+        *("stage3_module_granularity_threshold", "stage3_param_persistence_threshold", "stage3_prefetch_bucket_size"),
+        "sub_group_size",
+    ),
+    "zero_optimization.offload_optimizer": (
+        "buffer_count",
+        "fast_init",
+        "pin_memory",
+        "pipeline_read",
+        "pipeline_write",
+    ),
+    "zero_optimization.offload_param": ("buffer_count", "buffer_size", "max_in_cpu", "pin_memory"),
+}
+
 
 def deepspeed_options(config: DistributedConfig, dtype: str) -> dict[str, Any]:
     """What `deepspeed.initialize` takes, the user's file included; `dtype`: float32 or bfloat16.
@@ -80,15 +99,16 @@ def _read(name: str) -> Mapping[str, Any]:
 
 
 def _merge(options: dict[str, Any], further: Mapping[str, Any], path: str, file: str) -> None:
+    known = FURTHER_ZERO.get(path.removesuffix("."), ()) if path else FURTHER
     for key, value in further.items():
         name = f"{path}{key}"
         if key in options and isinstance(options[key], dict) and isinstance(value, dict):
             _merge(options[key], value, f"{name}.", file)
-        elif not path and key not in options and key not in FURTHER:
+        elif key not in options and key not in known:
             raise ConfigError(
-                f"{file}: {name} = {value!r} is not passed on: beside zero_optimization these are, "
-                f"{', '.join(FURTHER)}; take it out of the file ([optimizer], the stage's lr and run.dtype are the "
-                "recipe's)"
+                f"{file}: {name} = {value!r} is not passed on: beside what the recipe sets only "
+                f"{', '.join(known) or 'nothing'} is; take it out of the file ([optimizer], the stage's lr and "
+                "run.dtype are the recipe's)"
             )
         elif key in options and options[key] != value:
             raise ConfigError(

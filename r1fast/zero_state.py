@@ -86,7 +86,7 @@ class ZeroState:
     def drop_sums(self) -> None:
         """Forget the gradients' sums, which DeepSpeed (0.19) keeps after a refused update, with offload in bfloat16."""
         if 0 < self._stage < 3:
-            sums = self._wrapped.averaged_gradients
+            sums = getattr(self._wrapped, "averaged_gradients", {})  # ZeRO 1 in bfloat16 without offload has others
             sums.update(dict.fromkeys(sums))
 
     def _flats(self) -> list[Tensor]:

@@ -54,6 +54,7 @@ class ZeroTrainer:
         self.policy, self.config, self.ranks = policy, optimizer, ranks or Ranks()
         self.num_steps = 0
         self._sharded, self._whole = distributed.zero_stage == 3, distributed.zero_stage == 0
+        self._on_disk = "nvme" in (distributed.offload_optimizer, distributed.offload_parameters)
         if self._whole and policy.dtype != torch.float32:
             raise ConfigError(
                 f"distributed.zero_stage = 0 with parameters in {str(policy.dtype).removeprefix('torch.')}: DeepSpeed "
@@ -158,10 +159,18 @@ class ZeroTrainer:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the `state_dict()` of this or of `Trainer`, of the same model, on any number of ranks."""
+        """Continue from the `state_dict()` of this or of `Trainer`, of the same model, on any number of ranks.
+
+        Raises ValueError for another model's, ConfigError with offload to nvme.
+        """
         if state["names"] != self.names:
             different = sorted(set(state["names"]) ^ set(self.names))[:4]
             raise ValueError(f"the saved state is of another model, parameters differ: {different}...")
+        if self._on_disk:
+            raise ConfigError(
+                "a state cannot be loaded into masters, moments or parameters on 'nvme': DeepSpeed makes them there "
+                "when it first updates; continue with distributed.offload_optimizer (offload_parameters) = 'cpu'"
+            )
         check_form(self.config.name, state["optimizer"])
         device = self.policy.device
         self.held.link()

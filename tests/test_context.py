@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +42,16 @@ def test_load_gives_each_stage_its_model_and_template(tmp_path: Path) -> None:
     assert torch.equal(weights["base"], weights["sft_1 from base"])
     assert not torch.equal(weights["base"], weights["trained"])
     assert all(policy.gradient_checkpointing for policy in policies.values())
+
+
+def test_a_stage_has_its_own_way_of_keeping_activations(tmp_path: Path) -> None:
+    own: dict[str, Any] = {
+        f"stages__rl_1__optimizer__{name}": "true" for name in ("gradient_checkpointing", "offload_activations")
+    }
+    with open_context(tiny_config(save_model(tmp_path / "model"), **own), tmp_path / "run") as context:
+        for stage, is_on in (("r1_zero", False), ("rl_1", True)):
+            policy = context.load("base", stage=stage)
+            assert (policy.gradient_checkpointing, policy.offload_activations) == (is_on, is_on)
 
 
 def test_the_end_of_a_turn_ends_a_completion(tmp_path: Path) -> None:

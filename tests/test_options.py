@@ -133,6 +133,8 @@ def test_values_are_toml_with_text_as_the_fall_back(argv: list[str], section: st
         ("--stages.rl_1.clip_low 1", "did you mean stages.rl_1.loss.clip_low"),
         ("--stages.rl1.lr 1", "did you mean stages.rl_1"),
         ("--stages.rl_1.run.seed 1", "belongs to the whole run"),
+        ("--stages.rl_1.model.template chat", "belongs to the whole run"),
+        ("--stages.rl_1.data.num_dev 8", "belongs to the whole run"),
         ("--stages.rl_1 1", "stages.STAGE.KEY"),
         ("--rewards.math 1", "rewards.math.accuracy"),
         ("--rewards.math.acuracy 1", "no reward rewards.math.acuracy; the rewards are accuracy"),

@@ -72,7 +72,7 @@ def test_what_one_rank_cannot_use_is_said_by_rank_0() -> None:
     def refuse() -> None:
         raise ConfigError("no disk")
 
-    with pytest.raises(RefusedByAll, match="^no disk$"):
+    with pytest.raises(RefusedByAll, match=r"^no disk$"):
         _each(Ranks(), refuse)
 
 

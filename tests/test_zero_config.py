@@ -42,6 +42,8 @@ def test_a_file_adds_to_the_recipe(tmp_path: Path) -> None:
         ({"zero_optimisation": {"reduce_bucket_size": 9}}, "zero_optimisation = .* is not passed on"),
         ({"bf16": {"enabled": True}}, "bf16 = .* is not passed on"),
         ({"fp16": {"enabled": True}}, "fp16 = .* is not passed on"),
+        ({"zero_optimization": {"round_robin_gradients": True}}, "zero_optimization.round_robin_gradients = .* is not"),
+        ({"zero_optimization": {"offload_optimizer": {"ratio": 0.5}}}, "offload_optimizer = .* is not passed on"),
         ([1], "holds no JSON object"),
     ],
 )
@@ -65,6 +67,10 @@ def test_offload_names_its_place() -> None:
         ("--distributed.zero_stage 3", "distributed.zero_stage is DeepSpeed's"),
         ("--distributed.engine deepspeed --distributed.offload_parameters cpu", "needs zero_stage = 3, not 2"),
         ("--distributed.engine deepspeed --distributed.nvme_path /disk", "give both or neither"),
+        (
+            "--distributed.engine deepspeed --distributed.zero_stage 3 --optimizer.offload_activations true",
+            "would move the gathered weights, too",
+        ),
         ("--distributed.engine deepspeed --distributed.deepspeed_config no.json", "cannot be read"),
     ],
 )
