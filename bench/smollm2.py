@@ -95,8 +95,8 @@ def main() -> None:
     minutes = summary["wall_s"] / 60
     judged = JUDGES[recipe](summary)
     result = {**judged, "minutes": minutes, "met": judged["met"] and minutes <= MOST_MINUTES}
-    result |= {key: summary[key] for key in ("peak_pss_bytes", "seed")}
     result |= {**describe_device(summary["device"]), "options": arguments.options}
+    result |= {key: summary[key] for key in ("peak_pss_bytes", "seed", "versions")}  # those of the run
     (RESULTS / f"{recipe}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     print(json.dumps({key: result[key] for key in ("gain_accuracy_any", "minutes", "met") if key in result}))
     sys.exit(0 if result["met"] else 1)
