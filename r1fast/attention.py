@@ -218,6 +218,10 @@ class _BucketPlan:
         if query_THE.device.type == "cpu":  # torch's CPU bf16 backward is up to 3 times slower than fp32, never faster
             query_THE, key_TKE, value_TKE = query_THE.float(), key_TKE.float(), value_TKE.float()
         gqa = query_THE.shape[1] != key_TKE.shape[1]
+        if gqa and query_THE.device.type == "cuda":  # in fp32 the kernel that holds no scores [L, L] takes equal heads
+            groups = query_THE.shape[1] // key_TKE.shape[1]
+            key_TKE, value_TKE = (x.repeat_interleave(groups, dim=1) for x in (key_TKE, value_TKE))
+            gqa = False
         sizes = [rows * length for rows, length in self.shapes]
         padded = [torch.split(self._pad(x), sizes) for x in (query_THE, key_TKE, value_TKE)]
         outs = []

@@ -160,3 +160,15 @@ def test_registering_twice_changes_nothing() -> None:
     register_attention()
     register_attention()
     assert AttentionInterface()["r1fast"] is attention_forward
+
+
+@pytest.mark.gpu
+def test_float32_holds_no_scores_on_a_gpu() -> None:
+    """Keys and values of fewer heads would take torch's path that does: [8, L, L], thrice, is 1.5 GiB here."""
+    length = 4096
+    qkv = [torch.randn(1, heads, length, 64, device="cuda", requires_grad=True) for heads in (8, 2, 2)]
+    context = PackedContext(torch.tensor([0, length]), torch.device("cuda"))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    context.attend(torch.nn.Identity(), *qkv, SCALING).square().sum().backward()
+    assert torch.cuda.max_memory_allocated() - before < 200 << 20
