@@ -1,19 +1,21 @@
-"""What backward needs of a forward pass, kept in the host's memory: `torch.autograd.graph.save_on_cpu` but for weights.
+"""What backward needs of a forward pass: kept, made again, or kept in the host's memory.
 
-`save_on_cpu` would copy the weights, too, which products save, and an activation once for every operation that saves
-it; here weights stay where they are and a tensor goes to the host once. With gradient checkpointing what a layer saves
-is its input.
+The last is `torch.autograd.graph.save_on_cpu` but for weights: it would copy those, too, which products save, and an
+activation once for every operation that saves it; here weights stay where they are and a tensor goes to the host once.
+With gradient checkpointing what a layer saves is its input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 LEAST_BYTES = 1 << 16  # smaller ones, such as a norm's factors, cost a launch and free nothing
 
@@ -64,3 +66,30 @@ def offloaded_activations(module: nn.Module, device: torch.device) -> Iterator[_
     with torch.autograd.graph.saved_tensors_hooks(store.pack, store.unpack):
         yield store
     store.seen.clear()  # the graph holds what it needs
+
+
+def enable_checkpointing(module: nn.Module) -> None:
+    """Prepare the layers of a transformers model for `kept_activations(recompute=True)`."""
+    # later transformers renamed it and warn of the old name
+    new_name = hasattr(module, "activation_checkpointing_enable")
+    enable: Any = getattr(module, f"{'activation' if new_name else 'gradient'}_checkpointing_enable")
+    enable({"use_reentrant": False})
+
+
+@contextmanager
+def kept_activations(module: nn.Module, device: torch.device, *, recompute: bool, offload: bool) -> Iterator[None]:
+    """Within, a forward pass whose backward is to come keeps of its layers what the options say; others keep nothing.
+
+    `recompute`: each layer's input, from which backward makes the rest again. `offload`: on the host. Layers recompute
+    only when in training mode, and nothing else of the model may be (dropout, router noise).
+    """
+    backward = torch.is_grad_enabled()
+    layers = [m for m in module.modules() if recompute and backward and isinstance(m, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.training = True
+    try:
+        with offloaded_activations(module, device) if offload and backward else nullcontext():
+            yield
+    finally:
+        for layer in layers:
+            layer.training = False

@@ -7,8 +7,8 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,10 +16,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
-from r1fast.activations import offloaded_activations
+from r1fast.activations import enable_checkpointing, kept_activations
 from r1fast.adapters import adapted_layers, merged_weights
 from r1fast.attention import ATTENTION_NAME, AttentionContext, PackedContext, register_attention
 from r1fast.models import check_checkpoint
@@ -98,10 +97,7 @@ class Policy:
         module.to(device)  # type: ignore[arg-type]
         module.train(False)  # dropout stays off: the rollout's log-probs and the trainer's must be the same function
         if gradient_checkpointing:
-            # later transformers renamed it and warn of the old name
-            new_name = hasattr(module, "activation_checkpointing_enable")
-            enable: Any = getattr(module, f"{'activation' if new_name else 'gradient'}_checkpointing_enable")
-            enable({"use_reentrant": False})
+            enable_checkpointing(module)
         policy = Policy(
             module=module,
             tokenizer=tokenizer,
@@ -163,6 +159,10 @@ class Policy:
             version=self.version,
         )
 
+    def without_weights(self) -> Policy:
+        """For who reads as this policy does: tokenizer, end tokens, device and dtype; the weights are given up."""
+        return replace(self, module=self.module.to("meta"))  # type: ignore[arg-type]
+
     @torch.no_grad()
     def copy_weights_(self, source: Policy) -> None:
         """Take over the weights and version of a policy of the same architecture, in place (reference refresh)."""
@@ -184,24 +184,10 @@ class Policy:
         }
 
     def _last_hidden(self, inputs: dict[str, Any]) -> Tensor:
-        offloads = self.offload_activations and torch.is_grad_enabled()
-        with self._checkpointing(), offloaded_activations(self.module, self.device) if offloads else nullcontext():
+        recompute, offload = self.gradient_checkpointing, self.offload_activations
+        with kept_activations(self.module, self.device, recompute=recompute, offload=offload):
             outputs = self.module.base_model(**inputs)
         return cast(Tensor, outputs.last_hidden_state[0])
-
-    @contextmanager
-    def _checkpointing(self) -> Iterator[None]:
-        """Layers recompute only when in training mode; nothing else of the model may be (dropout, router noise)."""
-        layers = []
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            layers = [m for m in self.module.modules() if isinstance(m, GradientCheckpointingLayer)]
-        for layer in layers:
-            layer.training = True
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.training = False
 
 
 def _head(module: PreTrainedModel) -> torch.nn.Module | None:

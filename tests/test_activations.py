@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from r1fast import activations, policy
+from r1fast import activations
 from r1fast.activations import offloaded_activations
 from r1fast.adapters import adapter_parameters
 from r1fast.kernels.grpo_loss import PolicyLoss
@@ -52,7 +52,7 @@ def test_gradients_are_bitwise_the_same(checkpointing: bool, rank: int, monkeypa
         stores.append(offloaded_activations(*arguments))
         return stores[-1]
 
-    monkeypatch.setattr(policy, "offloaded_activations", spied)
+    monkeypatch.setattr(activations, "offloaded_activations", spied)
     one = make(checkpointing, rank)
     one.offload_activations = True
     found = gradients(one)

@@ -163,3 +163,11 @@ def test_head_weight_is_the_tied_parameter() -> None:
     policy = tiny_policy()
     assert policy.head_weight.shape == (NUM_VOCAB, 64)
     assert policy.head_weight is policy.module.get_input_embeddings().weight
+
+
+def test_without_weights_a_policy_still_reads() -> None:
+    policy = tiny_policy()
+    reader = policy.without_weights()
+    assert {parameter.device.type for parameter in policy.module.parameters()} == {"meta"}
+    assert (reader.device, reader.dtype, reader.eos_token_ids) == (policy.device, policy.dtype, policy.eos_token_ids)
+    assert reader.device.type == "cpu" and reader.tokenizer is policy.tokenizer
