@@ -44,7 +44,8 @@ def run_bytes(
     for stage in stages:
         params = student_params if stage in STUDENT_STAGES else num_params
         if stage in NUM_CHECKPOINTS:
-            checkpoints += NUM_CHECKPOINTS[stage] * params * compute_bytes
+            written_bytes = 4 if stage == "reward_models" else compute_bytes  # they are trained in float32
+            checkpoints += NUM_CHECKPOINTS[stage] * params * written_bytes
             trained = (adapters or {}).get(stage, params)
             checkpoints += trained * compute_bytes if trained != params else 0
             if keeps_best(config, stage):
