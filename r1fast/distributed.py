@@ -84,11 +84,11 @@ class Ranks:
                 _wait_for(tensor)
         return tensor
 
-    def broadcast_(self, tensor: Tensor) -> Tensor:
-        """Rank 0's values, in place."""
+    def broadcast_(self, tensor: Tensor, src: int = 0) -> Tensor:
+        """Rank `src`'s values, in place."""
         if self.world_size > 1:
             with self._together("broadcast"):
-                dist.broadcast(tensor, src=0)
+                dist.broadcast(tensor, src=src)
                 _wait_for(tensor)
         return tensor
 

@@ -31,3 +31,7 @@ class DistributedConfig:
     )
     nvme_path: str = option("", "directory on a local disk, for nvme")
     deepspeed_config: str = option("", "FILE.json of further DeepSpeed options; one that the recipe sets is an error")
+
+    def shares_moments(self, num_processes: int) -> bool:
+        """Whether each of so many processes holds only its share of AdamW's moments."""
+        return self.engine == "deepspeed" and self.zero_stage > 0 and num_processes > 1
