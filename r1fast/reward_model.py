@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from r1fast.activations import enable_checkpointing, kept_activations
 from r1fast.attention import ATTENTION_NAME, PackedContext, register_attention
 from r1fast.idle import Idle
 from r1fast.packing import position_ids
@@ -38,6 +39,7 @@ class RewardModel:
     ) -> None:
         self.module, self.tokenizer, self.eos_token_id, self.device = module, tokenizer, eos_token_id, device
         self._idle: Idle | None = None
+        self._recompute = self._offload = False
         self.beat: Callable[[str], object] = len
         """Is shown the progress of `score_responses`."""
 
@@ -76,6 +78,12 @@ class RewardModel:
             )
         return cls(module.to(policy.device).eval(), policy.tokenizer, policy.eos_token_ids[0], policy.device)
 
+    def keep_activations(self, *, recompute: bool, offload: bool) -> None:
+        """What `score` keeps for backward, from now on: as a `Policy` with checkpointing, with offloading."""
+        if recompute:
+            enable_checkpointing(self.module)
+        self._recompute, self._offload = recompute, offload
+
     def idle(self) -> None:
         """From now on the weights, which are frozen, are on the device only while `score_responses` runs."""
         self._idle = Idle(self.module.requires_grad_(False), self.device)
@@ -96,12 +104,13 @@ class RewardModel:
         lengths = torch.tensor([len(ids) for ids in token_ids], dtype=torch.int32)
         cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
         packed = torch.tensor([token for ids in token_ids for token in ids], device=self.device)
-        hidden_TD = self.module.base_model(
-            input_ids=packed[None],
-            position_ids=position_ids(cu_seqlens).to(self.device)[None],
-            attention_context=PackedContext(cu_seqlens.to(self.device)),
-            use_cache=False,
-        ).last_hidden_state[0]
+        with kept_activations(self.module, self.device, recompute=self._recompute, offload=self._offload):
+            hidden_TD = self.module.base_model(
+                input_ids=packed[None],
+                position_ids=position_ids(cu_seqlens).to(self.device)[None],
+                attention_context=PackedContext(cu_seqlens, self.device),
+                use_cache=False,
+            ).last_hidden_state[0]
         last = (cu_seqlens[1:].long() - 1).to(self.device)
         scores_N: Tensor = self.module.score(hidden_TD[last])[:, 0].float()
         return scores_N

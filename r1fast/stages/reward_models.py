@@ -14,10 +14,12 @@ from r1fast.bad_step import require_good
 from r1fast.config import Config
 from r1fast.context import RunContext
 from r1fast.metrics import ratios
-from r1fast.optimizers import load_saved_form, make_optimizer, saved_form
+from r1fast.packing import partition
+from r1fast.policy import Policy
 from r1fast.progress import Progress
 from r1fast.readings import Sums
 from r1fast.records import Rollout
+from r1fast.replicas import ReplicaOptimizer, sum_gradients
 from r1fast.reward_model import RewardModel, pairwise_loss, pointwise_loss, summary_of
 from r1fast.rewards.response import response_text
 from r1fast.schedule import at, cosine
@@ -32,9 +34,9 @@ TrainedReward = Callable[[Sequence[Rollout]], list[float]]  # a `scorer.ModelRew
 def run_reward_models(context: RunContext, stage: str) -> dict[str, float]:
     """Train both from SFT 2's model, measure each on held-out data, write `helpful/` and `safe/`."""
     config = context.config.for_stage(stage)
-    options, seed = config.reward_model, config.run.seed
+    options = config.reward_model
     with context.stop.interruptible():
-        policy = context.load("sft_2", stage=stage)
+        policy = context.load("sft_2", stage=stage).without_weights()
     progress = Progress(context, stage)
     saved = progress.resume() or {"step": 0, "measured": {}, "training": {}}
     context.console.stage_start(
@@ -46,24 +48,9 @@ def run_reward_models(context: RunContext, stage: str) -> dict[str, float]:
     measured: dict[str, float] = saved["measured"]
     begun: dict[str, Any] = saved["training"]
     for number, kind in enumerate(KINDS):
-        if kind in measured:
-            continue
-        with context.stop.interruptible():
-            model = RewardModel.from_policy(policy, context.directory("sft_2") / "checkpoint")
-            model.beat = context.ranks.pulse.beat
-            items = training_items(context, model, kind, options.pairs, seed)
-        training = Training(context, stage, model, items, kind, config)
-        training.resume(begun)
-        with context.stop.held(), context.ranks.pulse.during("training"):
-            while training.step < num_steps(config):
-                training.update(number * num_steps(config))
-                state = partial(_state, dict(measured), training, training.positions())
-                progress.step_done(number * num_steps(config) + training.step, state, alone=True)
-        with context.ranks.pulse.during("evaluation"):
-            measured[kind] = held_out_accuracy(context, model, kind, options.held_out_pairs, seed)
-        context.save_model(stage, kind, model.save)
-        begun = {}
-        progress.save((number + 1) * num_steps(config), {"measured": measured, "training": begun})
+        if kind not in measured:
+            measured[kind] = _train(context, stage, policy, kind, progress, dict(measured), begun)
+            progress.save((number + 1) * num_steps(config), {"measured": measured, "training": begun})
     result = {
         "pair_accuracy": measured["helpful"],
         "safety_accuracy": measured["safe"],
@@ -74,6 +61,40 @@ def run_reward_models(context: RunContext, stage: str) -> dict[str, float]:
         f"safety accuracy {result['safety_accuracy']:.3f}"
     )
     return result
+
+
+def _train(
+    context: RunContext,
+    stage: str,
+    policy: Policy,
+    kind: str,
+    progress: Progress,
+    measured: dict[str, float],
+    begun: dict[str, Any],
+) -> float:
+    """Train a kind of reward model, from `begun`, which is empty after that, and write it; its held-out accuracy.
+
+    A function of its own, so that what one model holds is given up before the next is loaded.
+    """
+    config = context.config.for_stage(stage)
+    options, seed = config.reward_model, config.run.seed
+    with context.stop.interruptible():
+        model = RewardModel.from_policy(policy, context.directory("sft_2") / "checkpoint")
+        model.beat = context.ranks.pulse.beat
+        items = training_items(context, model, kind, options.pairs, seed)
+    training = Training(context, stage, model, items, kind, config)
+    training.resume(begun)
+    begun.clear()
+    offset = KINDS.index(kind) * num_steps(config)
+    with context.stop.held(), context.ranks.pulse.during("training"):
+        while training.step < num_steps(config):
+            training.update(offset)
+            state = partial(_state, measured, training, training.positions())
+            progress.step_done(offset + training.step, state, alone=not training.optimizer.shared)
+    with context.ranks.pulse.during("evaluation"):
+        accuracy = held_out_accuracy(context, model, kind, options.held_out_pairs, seed)
+    context.save_model(stage, kind, model.save)
+    return accuracy
 
 
 def _state(measured: dict[str, float], training: Training, positions: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +135,13 @@ def held_out_accuracy(context: RunContext, model: RewardModel, kind: str, count:
 
 
 class Training:
-    """AdamW with a cosine to a tenth; gradients are summed over ranks and divided by the global batch size."""
+    """AdamW with a cosine to a tenth; gradients are summed over ranks and divided by the global batch size.
+
+    Every rank trains on its share of a batch, in micro-batches of `optimizer.micro_batch_tokens`, which change nothing
+    but rounding, and holds weights and gradients whole, in float32. ZeRO (`distributed.zero_stage` from 1 on) shares
+    out the moments, and no more: offloading and sequence groups are for policies. So is `optimizer.weight_decay`: here
+    there is none.
+    """
 
     def __init__(
         self, context: RunContext, stage: str, model: RewardModel, items: Sequence[Item], kind: str, config: Config
@@ -122,8 +149,9 @@ class Training:
         self.context, self.stage, self.model, self.kind, self.config = context, stage, model, kind, config
         self.stream = Stream(items, f"{stage} {kind} {config.run.seed}")
         self.parameters = list(model.module.parameters())
-        groups = [{"params": self.parameters, "weight_decay": 0.0}]
-        self.optimizer = make_optimizer(groups, config.optimizer, fused=False)
+        options, shared = config.optimizer, config.distributed.shares_moments(context.ranks.world_size)
+        model.keep_activations(recompute=options.gradient_checkpointing, offload=options.offload_activations)
+        self.optimizer = ReplicaOptimizer(self.parameters, options, context.ranks, shared=shared)
         self.step = self.num_updates = 0  # a step may be skipped
         self.guard = StepGuard(config.faults, f"{stage} {kind}", context.console.warn)
 
@@ -131,36 +159,35 @@ class Training:
         """One optimizer step, logged as step `offset` + its number."""
         options, start = self.config.reward_model, time.perf_counter()
         rate = cosine(at(options.lr, self.step), at(options.lr, self.step) / 10, self.step, num_steps(self.config))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         batch = self.context.ranks.shard(self.stream.take(self.step * options.batch_size, options.batch_size))
-        found = self.guard.update(partial(self._update, batch), offset + self.step + 1)
+        found = self.guard.update(partial(self._update, batch, rate), offset + self.step + 1)
         self.step += 1
         sums = {name: value for name, value in found.items() if name.startswith(self.kind)}
         values = {**ratios(sums), "lr": rate, **self.guard.figures(), "time/step_s": time.perf_counter() - start}
         self.context.log(self.stage, offset + self.step, values)
 
-    def _update(self, batch: Sequence[Item], most_norm: float) -> dict[str, float]:
-        """The optimizer step; raises BadStep as `Trainer.step`."""
-        options, ranks = self.config.reward_model, self.context.ranks
-        loss, right = _loss(self.model, batch)
-        (loss / options.batch_size).backward()  # type: ignore[no-untyped-call]
-        ranks.pulse.beat("micro-batch")
-        sum_gradients(self.context, self.parameters)
+    def _update(self, batch: Sequence[Item], rate: float, most_norm: float) -> dict[str, float]:
+        """The optimizer step; raises BadStep as `Trainer.step`. A rank without items takes part."""
+        ranks, own = self.context.ranks, Sums()
+        for items in micro_batches(batch, self.config.optimizer.micro_batch_tokens):
+            loss, right = _loss(self.model, items)
+            (loss / self.config.reward_model.batch_size).backward()  # type: ignore[no-untyped-call]
+            own.add(f"{self.kind}_loss", float(loss.detach()), count=len(items))
+            own.add(f"{self.kind}_accuracy", right, count=len(items))
+            ranks.pulse.beat("micro-batch")
+        sum_gradients(ranks, self.parameters)
         max_grad_norm = at(self.config.optimizer.max_grad_norm, self.step) or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, max_grad_norm))
-        own = Sums()
-        own.add(f"{self.kind}_loss", float(loss.detach()), count=len(batch))
-        own.add(f"{self.kind}_accuracy", right, count=len(batch))
         sums = ranks.reduce(own)
         sums = {**sums, "loss_sum": sums[f"{self.kind}_loss_sum"], "grad_norm_sum": norm}
         try:
             require_good(sums, norm, num_steps=self.step, version=self.step, most_norm=most_norm)
             ranks.pulse.safe.withdraw()
-            self.optimizer.step()
+            self.optimizer.step(rate)
             self.num_updates += 1
         finally:
-            self.optimizer.zero_grad(set_to_none=True)
+            for parameter in self.parameters:
+                parameter.grad = None
         return sums
 
     def positions(self) -> dict[str, Any]:
@@ -168,9 +195,8 @@ class Training:
         return {"step": self.step, "num_updates": self.num_updates, "guard": self.guard.state_dict()}
 
     def weights(self) -> dict[str, Any]:
-        """The rest of it; the tensors are the live ones."""
-        optimizer = saved_form(self.optimizer, self.config.optimizer, self.num_updates)
-        return {"model": self.model.module.state_dict(), "optimizer": optimizer}
+        """The rest of it; the tensors are the live ones. Collective where moments are shared out: rank 0 has them."""
+        return {"model": self.model.module.state_dict(), "optimizer": self.optimizer.state_dict(self.num_updates)}
 
     def state_dict(self) -> dict[str, Any]:
         """What the next step depends on."""
@@ -182,24 +208,17 @@ class Training:
             self.step, self.num_updates = state["step"], state["num_updates"]
             self.guard.load_state_dict(state["guard"])
             self.model.module.load_state_dict(state["model"])
-            load_saved_form(self.optimizer, self.config.optimizer, state["optimizer"], self.num_updates)
+            self.optimizer.load_state_dict(state["optimizer"], self.num_updates)
 
 
-def sum_gradients(context: RunContext, parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Add up the gradients of all ranks, in one call."""
-    if context.ranks.world_size == 1:
-        return
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = context.ranks.all_reduce_(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-    parts = torch.split(flat, [p.numel() for p in parameters])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.grad = part.view_as(parameter)
+def micro_batches(items: Sequence[Item], budget: int) -> list[list[Item]]:
+    """The items in micro-batches of at most `budget` tokens, or of one item; a pair's sequences stay together."""
+    lengths = [len(first) + (len(second) if isinstance(second, list) else 0) for first, second in items]
+    return [[items[n] for n in sorted(numbers)] for numbers in partition(lengths, micro_batch_tokens=budget)]
 
 
 def _loss(model: RewardModel, batch: Sequence[Item]) -> tuple[torch.Tensor, float]:
     """Summed loss of a batch and how many of its items the model judges rightly."""
-    if not batch:
-        return sum(p.sum() for p in model.module.parameters()) * 0.0, 0.0
     if isinstance(batch[0][1], list):
         scores = model.score([item[0] for item in batch] + [item[1] for item in batch])  # type: ignore[misc]
         chosen, rejected = scores.chunk(2)
@@ -232,7 +251,7 @@ def load_model_rewards(context: RunContext, names: Iterable[str], *, idles: bool
     if not wanted:
         return {}
     directory = context.directory("reward_models")
-    policy = context.load("sft_2", stage="reward_models")
+    policy = context.load("sft_2", stage="reward_models").without_weights()
     rewards = {}
     for name in wanted:
         model = RewardModel.load(directory / name, policy)
