@@ -15,7 +15,13 @@ from r1fast.lora_config import LoraConfig
 GPU_OPTIMIZERS = ("deepspeed_fused", "apex")
 HEADS = ("lm_head", "embed_tokens", "embed_out", "wte")  # read as they are, by the loss and by the rollout
 ADAPTED = tuple(stage for stage, section in STAGES.items() if section in ("rl", "sft"))
-TRAINED = (*ADAPTED, "reward_models")
+REWARD_MODELS = "reward_models"
+TRAINED = (*ADAPTED, REWARD_MODELS)
+# Section -> options that the reward models' training makes no use of: those of a recipe are for its policies.
+OF_POLICIES = {
+    "optimizer": ("weight_decay", "offload_while_generating", "offload_idle_models"),
+    "distributed": ("offload_optimizer", "offload_parameters", "sequence_parallel"),
+}
 
 
 def check_training(config: Config, stage: str) -> None:
@@ -26,6 +32,8 @@ def check_training(config: Config, stage: str) -> None:
         _check_adapters(config, stage)
     elif "lora" in config.stages.get(stage, {}):
         raise ConfigError(f"stages.{stage}.lora: this stage trains no adapters, {', '.join(ADAPTED)} do; leave it out")
+    if stage == REWARD_MODELS:
+        _check_reward_models(config)
 
 
 def check_offload(config: Config, stages: Collection[str], device: str) -> None:
@@ -63,7 +71,12 @@ def check_training_device(config: Config, stage: str, device: str) -> None:
             f"optimizer.name = {name!r} runs on a GPU only, and this run is on {device}: use 'adamw', or "
             "'deepspeed_cpu' on the CPU"
         )
-    on_host = stage != "reward_models" and distributed.engine == "deepspeed" and distributed.offload_optimizer != "none"
+    if name == "deepspeed_cpu" and device != "cpu" and stage == REWARD_MODELS:
+        raise ConfigError(
+            f"optimizer.name = 'deepspeed_cpu' updates weights in the host's memory, and the reward models' are on "
+            f'{device}, with distributed.offload_optimizer, too: set stages.{stage}.optimizer.name = "adamw"'
+        )
+    on_host = distributed.engine == "deepspeed" and distributed.offload_optimizer != "none"
     if name == "deepspeed_cpu" and device != "cpu" and not on_host:
         raise ConfigError(
             f"optimizer.name = 'deepspeed_cpu' updates masters in the host's memory, and this run has them on "
@@ -95,6 +108,19 @@ def _check_optimizer(config: Config) -> None:
             f"optimizer.name = {name!r} runs on a GPU, and distributed.offload_optimizer = "
             f"{distributed.offload_optimizer!r} takes its masters away from it: use 'deepspeed_cpu'"
         )
+
+
+def _check_reward_models(config: Config) -> None:
+    own = config.stages.get(REWARD_MODELS, {})
+    for section, names in OF_POLICIES.items():
+        given = own.get(section, {})
+        for name in names:
+            default = getattr(getattr(Config(), section), name)
+            if given.get(name, default) != default:
+                raise ConfigError(
+                    f"stages.{REWARD_MODELS}.{section}.{name} = {given[name]!r}: reward models are trained without it; "
+                    f"leave it out, or give it for policies, as {section}.{name}"
+                )
 
 
 def _check_adapters(config: Config, stage: str) -> None:

@@ -44,6 +44,14 @@ def everything_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         ([*LORA, "--rollout.backend", "vllm"], "lora.rank = 8 with rollout.backend = 'vllm', whose weights"),
         ([*LORA, *DEEPSPEED, "--distributed.zero_stage", "3"], "lora.rank = 8 with distributed.zero_stage = 3, which"),
         (["--stages.reward_models.lora.rank", "8"], "stages.reward_models.lora: this stage trains no adapters, r1_ze"),
+        (
+            ["--stages.reward_models.optimizer.weight_decay", "0.1"],
+            "stages.reward_models.optimizer.weight_decay = 0.1: reward models are trained without it; leave it out",
+        ),
+        (
+            ["--stages.reward_models.distributed.sequence_parallel", "2"],
+            "leave it out, or give it for policies, as distributed.sequence_parallel",
+        ),
         (["--lora.rank", "-1"], "lora.rank = -1 must be >= 0"),
     ],
 )
@@ -61,6 +69,7 @@ def test_what_cannot_be(words: list[str], message: str) -> None:
         ["--stages.r1_zero.lora.rank", "8", "--stages.sft_1.lora.targets", "q_proj", "--stages.sft_1.lora.rank", "4"],
         [*LORA, *DEEPSPEED],
         [*LORA, "--rl.strict", "true"],
+        ["--optimizer.weight_decay", "0.1", "--stages.reward_models.optimizer.gradient_checkpointing", "true"],
     ],
 )
 def test_what_can(words: list[str]) -> None:
@@ -105,5 +114,10 @@ def test_devices(words: list[str], device: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_device(config, device)
     check_device(config, "cuda" if device == "cpu" else "cpu")
-    offloaded = parse(["--optimizer.name", "deepspeed_cpu", *DEEPSPEED, "--distributed.offload_optimizer", "cpu"])
-    check_device(offloaded.config, "cuda")
+
+
+def test_cpu_adam_on_a_gpu_is_for_policies() -> None:
+    words = ["--optimizer.name", "deepspeed_cpu", *DEEPSPEED, "--distributed.offload_optimizer", "cpu"]
+    with pytest.raises(ConfigError, match=r'cuda.*: set stages\.reward_models\.optimizer\.name = "adamw"'):
+        check_device(parse(words).config, "cuda")
+    check_device(parse([*words, "--stages.reward_models.optimizer.name", "adamw"]).config, "cuda")
