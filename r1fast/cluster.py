@@ -210,7 +210,7 @@ class _Planner:
 
         Scored tokens are not counted.
         """
-        group = self.config.distributed.sequence_parallel
+        group = self._memory.sequence_parallel
         passes = 2 + self.config.optimizer.gradient_checkpointing  # forward, backward, forward again
         a_gpu = self._trained_tokens() / max(1, self.work.steps) / self.place.num_processes
         a_token = self.size.num_layers * self.size.attention_width * COMPUTE_BYTES
@@ -219,6 +219,8 @@ class _Planner:
     def _gradient_network(self) -> float:
         params, zero, num_gpus = self.size.num_params, self.config.distributed, self.place.num_processes
         part = (num_gpus - 1) / num_gpus
+        if self._memory.trains_reward_model:  # float32 gradients, and weights from who updates them
+            return 4 * (2 + zero.shares_moments(num_gpus)) * self._memory.trained_params * part
         if zero.engine == "torch" or zero.zero_stage == 0:
             return 2 * 4 * params * part  # an all-reduce of float32 gradients
         a_gpu = self._trained_tokens() / max(1, self.work.steps) / num_gpus

@@ -66,9 +66,10 @@ def check_device_memory(
         certain = max((_certain(items) for _, items in work.phases), key=total)
         if total(certain) > memory_bytes:
             items = ", ".join(f"{item} {format_bytes(size)}" for item, size in certain if size)
+            way_out = _way_out(config.for_stage(name), name, certain, memory_bytes)
             raise ConfigError(
                 f"stage {name} would hold {format_bytes(total(certain))} on every GPU whatever the lengths ({items}), "
-                f"and one has {format_bytes(memory_bytes)}: {_way_out(config.for_stage(name), certain, memory_bytes)}"
+                f"and one has {format_bytes(memory_bytes)}: {way_out}"
             )
 
 
@@ -76,8 +77,13 @@ def _certain(items: Items) -> Items:
     return tuple(item for item in items if item[0] not in MOMENTARY)
 
 
-def _way_out(config: Config, items: Items, memory_bytes: int) -> str:
+def _way_out(config: Config, stage: str, items: Items, memory_bytes: int) -> str:
     sizes = dict(items)
+    if STAGES[stage] == "reward_model":
+        ways = ["weights and gradients of a reward model are whole, in float32, on every GPU"]
+        if config.distributed.engine == "torch":
+            ways.append('distributed.engine = "deepspeed" shares the moments out over several')
+        return "; ".join([*ways, "take a smaller model, or GPUs with more memory (r1fast plan --gpu NAME says which)"])
     weights = sizes.get("rollout copy", 0) + sizes.get("parameters", 0)
     if weights > memory_bytes:
         return (

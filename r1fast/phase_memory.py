@@ -1,10 +1,10 @@
 """Bytes that the phases of a stage hold on one process, by item: what every plan is made of.
 
 Counted is what r1fast allocates: policy, reference and reward models are whole in every process, since each samples on
-its own; ZeRO shares out what it shares out; adapters train few parameters; what waits on the host is not on the GPU. On
-a GPU the sum is that of live tensors, the most at one time. On a CPU it is resident memory: what the C library keeps of
-freed blocks, weights packed for the rollout and the cache, which stays, count too. `python -m bench.plan_memory`
-compares both with what is measured.
+its own; ZeRO shares out what it shares out; adapters train few parameters; what waits on the host is not on the GPU;
+reward models are trained in float32, and of theirs ZeRO shares out the moments alone. On a GPU the sum is that of live
+tensors, the most at one time. On a CPU it is resident memory: what the C library keeps of freed blocks, weights packed
+for the rollout and the cache, which stays, count too. `python -m bench.plan_memory` compares both with measurements.
 """
 
 # P parameters, T tokens of a micro-batch, L layers, D model, V vocabulary
@@ -31,6 +31,7 @@ REMADE = 3  # on a CPU: layers' worth of a layer that is made again: what is kep
 RUNTIME_BYTES = 80 << 20  # on a CPU: tokenizer, and pages of libraries that are read when they are first used
 BUCKET_NUMBERS = 5e8  # DeepSpeed's reduce_bucket_size
 LIVE_NUMBERS = 1e9  # DeepSpeed's stage3_max_live_parameters
+SUMMED_NUMBERS = 1 << 26  # of gradients in one call; r1fast.replicas has it, too, and imports torch
 MOMENTARY = ("activations", "logits chunk", "KV cache", "packed weights")  # bounds; the other items are certain
 
 
@@ -87,6 +88,8 @@ class PhaseMemory:
 
     def train(self) -> Items:
         """Of the optimizer step's micro-batches of `micro_batch_tokens` tokens."""
+        if self.trains_reward_model:
+            return self._train_reward_model()
         activations, chunk = self.activation_bytes(self.micro_batch_tokens), self.chunk_bytes(self.micro_batch_tokens)
         work = (("activations", activations), ("logits chunk", chunk))
         return (*self.held(), *self._gradients(), *work, *self._beside())
@@ -105,21 +108,16 @@ class PhaseMemory:
         if zero.offload_optimizer == "none":
             if is_zero or compute != 4:  # fp32 parameters are their own masters
                 items.append(("masters", 4 * trained // share))
-            of_moments = 2 if self.config.optimizer.name == "adamw_8bit" else 8
-            items.append(("moments", of_moments * trained // share))
+            items.append(("moments", self._moment_bytes * trained // share))
         if self.has_reference and not (self._models_idle and self._copies_reference):
             items.append(("reference", self.copy_bytes if self._copies_reference else own))
         if self.num_reward_models and not self._models_idle:
             items.append(("reward models", self.num_reward_models * self.copy_bytes))
-        if not self.place.on_gpu:
-            items.append(("runtime", RUNTIME_BYTES))
-            if self.config.run.async_save == "on":  # auto copies only what there is room for
-                items.append(("saved copy", 12 * trained))
-        return tuple(items)
+        return (*items, *self._on_host())
 
     def slice_tokens(self, tokens: int) -> int:
         """Of a micro-batch's tokens those of one process."""
-        return math.ceil(tokens / self.config.distributed.sequence_parallel)
+        return math.ceil(tokens / self.sequence_parallel)
 
     def activation_bytes(self, tokens: int) -> int:
         """That forward keeps for backward, and the layer that backward is in where that is more than the loss's.
@@ -131,7 +129,7 @@ class PhaseMemory:
     def _activation_bytes(self, tokens: int) -> int:
         layers, work = self.size.num_layers, self._layer_token_bytes()
         if self.config.optimizer.gradient_checkpointing:
-            saved = tokens * layers * self.size.hidden_size * self.place.compute_bytes
+            saved = tokens * layers * self.size.hidden_size * self.compute_bytes
             work = tokens * (work + self._backward_token_bytes())  # made again, then differentiated
         else:
             saved = tokens * layers * work
@@ -141,7 +139,9 @@ class PhaseMemory:
         saved += 4 * self._hidden_bytes(tokens)  # the last norm's, and the completions' hidden states with gradient
         if not self.place.on_gpu:  # what the loss gives back is not used for it
             return self._kept(saved + work * (REMADE if self.config.optimizer.gradient_checkpointing else 1))
-        waiting = 0 if self.has_adapters else self._head_params * self.place.compute_bytes  # the head's gradient
+        waiting = self._head_params * self.place.compute_bytes  # the head's gradient
+        if self.has_adapters or self.trains_reward_model:
+            waiting = 0
         return int(saved + max(0, work + waiting - self._chunk_bytes(tokens)))
 
     def chunk_bytes(self, tokens: int) -> int:
@@ -150,6 +150,8 @@ class PhaseMemory:
 
     def _chunk_bytes(self, tokens: int) -> int:
         head, vocabulary, compute = self._head_params, self.size.vocab_size, self.place.compute_bytes
+        if self.trains_reward_model:  # one score a sequence
+            return 0
         if self.has_adapters:  # the head has no gradient
             return self._kept(min(LOSS_BYTES[self.place.on_gpu], tokens * vocabulary * (4 + compute)))
         if not self.place.on_gpu:
@@ -175,8 +177,23 @@ class PhaseMemory:
         return self.size.num_params * self.place.compute_bytes
 
     @property
+    def compute_bytes(self) -> int:
+        """Of a number in forward and backward."""
+        return 4 if self.trains_reward_model else self.place.compute_bytes
+
+    @property
+    def trains_reward_model(self) -> bool:
+        """Whether the stage trains a scalar head in the place of the vocabulary's."""
+        return STAGES[self.stage] == "reward_model"
+
+    @property
+    def sequence_parallel(self) -> int:
+        """Processes that share a micro-batch."""
+        return 1 if self.trains_reward_model else self.config.distributed.sequence_parallel
+
+    @property
     def micro_batch_tokens(self) -> int:
-        """The budget, or one sequence of the limit, which is never split."""
+        """The budget, or one sequence of the limit, which is never split; a pair of summaries is no longer."""
         return max(self.config.optimizer.micro_batch_tokens, self.prompt_tokens + self.limit)
 
     @property
@@ -192,6 +209,8 @@ class PhaseMemory:
     @property
     def trained_params(self) -> int:
         """Parameters that the optimizer updates."""
+        if self.trains_reward_model:  # a head that is no embedding, too, is not loaded
+            return self.size.num_params - self.size.looked_up_params + self.size.hidden_size
         lora = self.config.lora
         return self.size.adapter_params(lora.rank, lora.targets) if self.has_adapters else self.size.num_params
 
@@ -217,6 +236,30 @@ class PhaseMemory:
     @property
     def _models_idle(self) -> bool:
         return self.config.optimizer.offload_idle_models and self.place.on_gpu
+
+    @property
+    def _moment_bytes(self) -> int:
+        """Of AdamW's moments, for each parameter."""
+        return 2 if self.config.optimizer.name == "adamw_8bit" else 8
+
+    def _train_reward_model(self) -> Items:
+        """Weights that are their own masters and gradients are whole; of shared moments whole tensors are dealt out."""
+        trained, num_processes = self.trained_params, self.place.num_processes
+        updated = trained
+        if self.config.distributed.shares_moments(num_processes):
+            updated = max(math.ceil(trained / num_processes), self._head_params)  # the embedding is the largest
+        items = [("parameters", 4 * trained), ("moments", self._moment_bytes * updated), ("gradients", 4 * trained)]
+        if num_processes > 1:
+            items.append(("buckets", 4 * min(SUMMED_NUMBERS, trained)))
+        return (*items, *self._on_host(), ("activations", self.activation_bytes(self.micro_batch_tokens)))
+
+    def _on_host(self) -> Items:
+        """What a process on a CPU holds beside what every device does."""
+        if self.place.on_gpu:
+            return ()
+        # auto copies only what there is room for
+        copied = (("saved copy", 12 * self.trained_params),) if self.config.run.async_save == "on" else ()
+        return (("runtime", RUNTIME_BYTES), *copied)
 
     def _gradients(self) -> Items:
         params, zero = self.trained_params, self.config.distributed
@@ -244,21 +287,23 @@ class PhaseMemory:
         return self.size.vocab_size * self.size.hidden_size
 
     def _hidden_bytes(self, tokens: int) -> int:
-        return tokens * self.size.hidden_size * self.place.compute_bytes
+        return tokens * self.size.hidden_size * self.compute_bytes
 
     def _layer_token_bytes(self) -> int:
         """That one layer keeps of a token for backward."""
-        size, compute = self.size, self.place.compute_bytes
+        size, compute = self.size, self.compute_bytes
         norms = size.normed_width * (4 + 2 * compute)  # in fp32; before and after the weight
         # a CPU's attention is in fp32, and its result has another order than the next product wants
         attention = size.attention_width * (compute if self.place.on_gpu else 4)
-        attention += 0 if self.place.on_gpu else size.score_width // 2 * compute
+        attention += size.score_width // 2 * compute if compute == 4 or not self.place.on_gpu else 0
+        if compute == 4 and self.place.on_gpu and not size.latent:  # keys and values for every head
+            attention += (size.score_width - 2 * size.kv_width) * compute
         experts = 2 * size.experts_per_token * size.hidden_size * compute  # inputs and outputs, gathered
         return norms + attention + experts + 4 * size.intermediate_size * compute  # gate, its SiLU, up, their product
 
     def _backward_token_bytes(self) -> int:
         """Gradients that exist while a layer's backward is in its MLP."""
-        return (4 * self.size.intermediate_size + 2 * self.size.hidden_size) * self.place.compute_bytes
+        return (4 * self.size.intermediate_size + 2 * self.size.hidden_size) * self.compute_bytes
 
     def _kept(self, num_bytes: float) -> int:
         return int(num_bytes if self.place.on_gpu else KEPT * num_bytes)

@@ -132,3 +132,13 @@ def test_a_plan_adds_up(size: ModelSize) -> None:
     found: Any = plan(size, recipe(*zero()))
     assert found.time_s == sum(one.time_s for stage in found.stages.values() for one in stage.phases)
     assert H100.memory == 79.1 * GIB
+
+
+def test_reward_models_send_gradients_and_where_moments_are_shared_out_weights(size: ModelSize) -> None:
+    stages = ("base", "r1_zero", "cold_start", "sft_1", "rl_1", "rejection", "sft_2", "reward_models")
+    for words, sent in ((("--distributed.sequence_parallel", "4"), 2), (zero(), 3)):
+        config = recipe(*words)
+        config = replace(config, pipeline=replace(config.pipeline, stages=stages))
+        train = phase(plan(size, config), "train", "reward_models")
+        trained = size.num_params - 152064 * 3584 + 3584
+        assert train.network == pytest.approx(train.steps * sent * 4 * trained * 7 / 8, rel=1e-6)

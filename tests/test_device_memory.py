@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -46,6 +47,20 @@ def test_weights_that_are_too_large_have_no_other_way_out() -> None:
     large = size_of("meta-llama/Llama-3.3-70B-Instruct")
     with pytest.raises(ConfigError, match=r"stage base would hold 131\.42 GiB.*take a smaller model"):
         check(recipe(*zero()), large, 79.1, 64)
+
+
+def test_a_reward_model_is_counted_as_it_is_trained(size: ModelSize) -> None:
+    place = Place(on_gpu=True, compute_bytes=2, num_processes=8)
+    stages = ("base", "r1_zero", "cold_start", "sft_1", "rl_1", "rejection", "sft_2", "reward_models")
+    whole, shared = (
+        replace(config, pipeline=replace(config.pipeline, stages=stages)) for config in (recipe(), recipe(*zero()))
+    )
+    # a vocabulary's head less: 28 GB of weights, as much of gradients, twice that or an eighth of it of moments
+    check_device_memory(shared, stages, size, None, place, int(59.6 * GIB))
+    with pytest.raises(ConfigError, match=r"stage reward_models would hold 59\.52 GiB.*a smaller model, or GPUs"):
+        check_device_memory(shared, ["reward_models"], size, None, place, int(59.4 * GIB))
+    with pytest.raises(ConfigError, match=r"hold 105\.\d+ GiB.*deepspeed\" shares the moments"):
+        check_device_memory(whole, ["reward_models"], size, None, place, int(79.1 * GIB))
 
 
 def test_only_stages_that_are_left_count(size: ModelSize) -> None:

@@ -10,13 +10,23 @@ import torch
 from tiny_model import tiny_config, tiny_policy
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from r1fast import replicas
 from r1fast.attention import ATTENTION_NAME, register_attention
 from r1fast.config import Config
 from r1fast.kernels import linear_grpo, linear_logprob
 from r1fast.model_size import ModelSize
 from r1fast.ops import checks
 from r1fast.packing import pack
-from r1fast.phase_memory import FREE_SHARE, LOSS_BYTES, PAGE_TOKENS, SCORE_BYTES, PhaseMemory, Place, total
+from r1fast.phase_memory import (
+    FREE_SHARE,
+    LOSS_BYTES,
+    PAGE_TOKENS,
+    SCORE_BYTES,
+    SUMMED_NUMBERS,
+    PhaseMemory,
+    Place,
+    total,
+)
 from r1fast.policy import Policy
 from r1fast.records import Sequence
 from r1fast.rollout import engine
@@ -82,6 +92,7 @@ def test_constants_are_those_of_the_code_that_allocates() -> None:
         linear_logprob.score_budget(gpu),
     )
     assert (PAGE_TOKENS, FREE_SHARE) == (checks.PAGE_TOKENS, engine.FREE_SHARE)
+    assert SUMMED_NUMBERS == replicas.BUCKET_NUMBERS
 
 
 def test_a_training_step_of_7b_on_one_gpu_by_hand() -> None:
@@ -181,6 +192,47 @@ def test_reward_models_are_counted_one_by_one() -> None:
     assert total(loaded.held()) - total(memory().held()) == 2 * loaded.copy_bytes
 
 
+UNTIED_7B = replace(QWEN_7B, looked_up_params=152064 * 3584)
+
+
+@pytest.mark.parametrize(
+    ("engine_name", "zero_stage", "share"),
+    [("torch", 2, 1), ("deepspeed", 0, 1), ("deepspeed", 1, 8), ("deepspeed", 3, 8)],
+)
+def test_a_reward_model_of_7b_by_hand(engine_name: str, zero_stage: int, share: int) -> None:
+    place = Place(on_gpu=True, compute_bytes=2, num_processes=8)
+    options: dict[str, Any] = {
+        "distributed__engine": engine_name,
+        "distributed__zero_stage": zero_stage,
+        "distributed__sequence_parallel": 4,  # of policies alone
+        "optimizer__gradient_checkpointing": True,
+        "optimizer__micro_batch_tokens": 8192,
+    }
+    found = memory(UNTIED_7B, place, stage="reward_models", **options)
+    trained = 7_615_616_512 - 152064 * 3584 + 3584  # a scalar head in the place of the vocabulary's
+    items = dict(found.train())
+    assert items.pop("parameters") == items.pop("gradients") == 4 * trained
+    assert items.pop("moments") == 8 * trained // share
+    assert items.pop("buckets") == 4 * 2**26
+    # of a token in fp32: 28 layers' inputs; one layer made again (two norms; queries, keys, values, output in two
+    # orders, keys and values for all heads; the MLP's four) and its gradients; four hidden states at the end
+    layer = 2 * 3584 * 12 + 5 * 3584 * 4 + 4 * 18944 * 4
+    of_token = 28 * 3584 * 4 + layer + (4 * 18944 + 2 * 3584) * 4 + 4 * 3584 * 4
+    assert items == {"activations": 8192 * of_token}
+
+
+def test_a_reward_model_alone_exchanges_nothing_and_in_8_bits_holds_less() -> None:
+    alone = dict(memory(UNTIED_7B, stage="reward_models", distributed__engine="deepspeed").train())
+    assert "buckets" not in alone and alone["moments"] == 2 * alone["parameters"]
+    small = dict(memory(UNTIED_7B, stage="reward_models", optimizer__name="adamw_8bit").train())
+    assert small["moments"] == alone["moments"] // 4
+    many = Place(on_gpu=True, compute_bytes=2, num_processes=512)  # the embedding is dealt out whole
+    spread = dict(memory(UNTIED_7B, many, stage="reward_models", distributed__engine="deepspeed").train())
+    assert spread["moments"] == 8 * 152064 * 3584
+    cpu = dict(memory(UNTIED_7B, Place(on_gpu=False, compute_bytes=2), stage="reward_models").train())
+    assert cpu["parameters"] == alone["parameters"] and cpu["runtime"] > 0  # bf16 is the policies'
+
+
 def test_idle_models_are_on_the_gpu_while_they_score() -> None:
     config = replace(memory().config, rewards={"general": {"helpful": 1.0}, "harmful": {"safe": 1.0}})
     config = replace(config, optimizer=replace(config.optimizer, offload_idle_models=True))
@@ -205,7 +257,7 @@ def test_adapters_are_all_that_is_trained() -> None:
     assert items["reference"] == 2 * trained  # earlier adapters on the same weights
     assert memory(size, lora__rank=8).chunk_bytes(64) == 64 * 97 * 6  # the head has no gradient
     whole = memory(size, stage="reward_models", lora__rank=8)
-    assert whole.trained_params == size.num_params
+    assert whole.trained_params == size.num_params + 64  # the scalar head
 
 
 def test_peft_makes_as_many_parameters() -> None:
