@@ -174,7 +174,7 @@ def load_model(config: Config, run_dir: Path, origin: str, device: torch.device,
         ConfigError: it is not there, damaged, or of a kind that cannot be trained.
     """
     model = config.model
-    optimizer = (config.for_stage(stage) if stage in STAGES else config).optimizer
+    optimizer = (config.for_stage(stage) if stage and stage in STAGES else config).optimizer
     trained = origin not in ("base", "student")
     folder = stage_directory(run_dir, origin) if trained else run_dir
     with user_input(f"; delete {folder} to train it again" if trained else ""):

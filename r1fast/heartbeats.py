@@ -110,13 +110,14 @@ class Peers:
         if self._own is not None:
             store.set(self._key(self._own.rank), self._own.to_text())
         raised = dict(self._to_raise)
-        for name, text in raised.items():
-            store.set(f"{self._prefix}/{name}", text)
+        for name, why in raised.items():
+            store.set(f"{self._prefix}/{name}", why)
         for name in FLAGS:
             if name not in self.flags and store.check([f"{self._prefix}/{name}"]):
                 self.flags[name] = store.get(f"{self._prefix}/{name}").decode()
-        for name in raised:  # the store has answered since, so they have arrived
-            self._to_raise.pop(name, None)
+        for name in raised:
+            if store.check([f"{self._prefix}/{name}"]):
+                self._to_raise.pop(name, None)
         now = time.monotonic()
         if self.listens:
             texts = store.multi_get([self._key(rank) for rank in range(self._world_size)])
