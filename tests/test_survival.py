@@ -279,7 +279,7 @@ def test_a_run_goes_on_with_other_processes_and_another_engine(tmp_path: Path) -
         moment = Moment("never") if number == 3 else Moment("a state is there", "after", STATE, 1)
         ended = launch(command, [*words, *engine_words], changed, moment, log)
         assert (ended.code == 0) == (number == 3), ended.output
-        assert number == 0 or "it goes on, equal but for rounding" in ended.output
+        assert ("it goes on, equal but for rounding" in ended.output) == (engine == "deepspeed"), ended.output
         assert number == 0 or f"continuing after step {2 * number}" in ended.output, ended.output
     expected, found = (read_metrics(run_dir) for run_dir in (whole, changed))
     assert [line["step"] for line in found] == [1, 2, 3, 4, 5, 6, 7, 8]
