@@ -276,12 +276,9 @@ class DecodeBatch:
         found: list[int] = self.slots.tokens_SN[row, first:count].tolist()
         return found
 
-    def num_ended(self) -> int:
-        """Rows that the last step ended, all of them after a fault; 0 on a GPU, which the host does not wait for."""
-        if self.policy.device.type != "cpu":
-            return 0
-        _, ended, *failed = self.slots.counts.tolist()
-        return len(self.slots.state) if any(failed) else int(ended)
+    def is_to_be_looked_at(self) -> bool:
+        """Whether the last step ended a sequence or failed; False on a GPU, which the host does not wait for."""
+        return self.policy.device.type == "cpu" and any(self.slots.counts[1:].tolist())
 
     def had_no_choice(self, row: int) -> bool:
         """Whether the row failed for want of a token that may be drawn, rather than of finite logits."""

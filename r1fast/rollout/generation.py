@@ -23,7 +23,6 @@ from r1fast.rollout.page_store import PageStore
 
 PREFILL_TOKENS = 16384  # of one packed prompt batch; a longer prompt runs alone, in chunks
 CHUNK_TOKENS = 2048  # of a long prompt
-REST_SHARE = 16  # a CPU's host looks when 1 / 16 of the rows rest: the steps take less time then, a look takes Python
 REFILL_SHARE = 8  # wait for 1 / 8 of the rows to be free, so that prompts run in larger batches
 
 
@@ -274,11 +273,10 @@ class Generation:
         self.store.copy(self.pool.reserve([member.sequence for member in members], counts))
 
     def _decode(self, steps: int) -> None:
-        num_rows, num_ended = self.batch.rows_for(len(self.members)), 0
+        num_rows = self.batch.rows_for(len(self.members))
         for _ in range(steps):
             self.batch.step(num_rows)
-            num_ended += self.batch.num_ended()
-            if num_ended * REST_SHARE > len(self.members):
+            if self.batch.is_to_be_looked_at():  # looking costs nothing on a CPU, and is not done on a GPU
                 break
         self._look()
 
