@@ -75,6 +75,7 @@ class Watchdog:
         path = self._run_dir / FAULTS_DIR / f"rank-{self._ranks.rank}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._stacks = path.open("a", encoding="utf-8")
+        self._arm(self._limit_s(self._pulse.phase))  # the thread may never get to it
         if self._ranks.world_size > 1:
             prefix = f"r1fast/{self._ranks.broadcast_object(uuid.uuid4().hex)}"
             self._peers = Peers(self._connect, prefix, self._ranks.world_size, interval_s=self._interval_s)

@@ -38,6 +38,7 @@ def main(directory: Path, limit_s: float, what: str) -> None:
         with ranks.pulse.during("rollout"):
             if ranks.rank == 1:
                 ranks.pulse.beat("decode steps")
+                time.sleep(limit_s / 2)  # until it has told so
                 misbehave(what, limit_s, ranks.pulse.beat)
         with ranks.pulse.during("training"):
             if ranks.rank == 1 and what == "both":
