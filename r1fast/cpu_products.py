@@ -6,11 +6,13 @@ import torch
 
 
 def multiplied_in_fp32(dtype: torch.dtype) -> bool:
-    """Whether this CPU has no instructions for products of `dtype`: bf16 wants AVX512 or avx_ne_convert.
+    """Whether oneDNN, where it is built in, has no products of `dtype` here: bf16 wants AVX512 or avx_ne_convert.
 
     Then PyTorch's own bf16 product takes about eight times as long as its fp32 one, and the rollout takes that.
     """
-    return dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def slow_dtype_hint(dtype: torch.dtype, device: torch.device) -> str:

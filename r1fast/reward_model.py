@@ -133,12 +133,13 @@ class RewardModel:
 
 def _batches(order: Seq[int], lengths: Seq[int], rows: int) -> Iterator[list[int]]:
     batch: list[int] = []
+    tokens = 0
     for number in order:
-        tokens = sum(lengths[n] for n in batch) + lengths[number]
-        if batch and (len(batch) == rows or tokens > BATCH_TOKENS):
+        if batch and (len(batch) == rows or tokens + lengths[number] > BATCH_TOKENS):
             yield batch
-            batch = []
+            batch, tokens = [], 0
         batch.append(number)
+        tokens += lengths[number]
     if batch:
         yield batch
 

@@ -72,7 +72,7 @@ class ZeroTrainer:
         for parameter in self._own.values():
             self.ranks.broadcast_(parameter.data)
         _join_alone(self.ranks)
-        # a CPU's update of flat shares takes a tenth of the time fused; on a GPU the step counts would have to be there
+        # faster on a CPU; on a GPU the step counts, which `ZeroState.link` makes on the host, would have to be there
         fused = policy.device.type == "cpu"
         inner = make_optimizer(adamw_groups(self.parameters), optimizer, fused=fused)
         self._group_shapes = [[p.shape for p in group["params"]] for group in inner.param_groups]

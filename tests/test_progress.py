@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -177,6 +178,48 @@ def test_a_write_that_fails_is_raised_by_the_next_save(
     progress.step_done(9, dict)
     context.writer.wait()
     assert saved_steps(context) == [9]
+
+
+def test_a_process_that_must_end_waits_for_what_is_being_written(
+    config: Config, context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress, safe, going_on = Progress(context, STAGE), context.ranks.pulse.safe, threading.Event()
+    write = torch.save
+
+    def slow(*arguments: Any, **options: Any) -> None:
+        going_on.wait()
+        write(*arguments, **options)
+
+    if config.run.async_save == "off":
+        going_on.set()
+    monkeypatch.setattr(torch, "save", slow)
+    progress.step_done(3, dict)
+    if config.run.async_save == "off":
+        assert not safe.is_there and saved_steps(context) == [3]
+        return
+    assert safe.is_there and saved_steps(context) == []
+    threading.Timer(0.1, going_on.set).start()
+    assert safe.save().endswith("after step 3") and saved_steps(context) == [3]
+
+
+def test_a_write_that_failed_costs_only_its_own_state(
+    config: Config, context: RunContext, monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+) -> None:
+    progress, safe = Progress(context, STAGE), context.ranks.pulse.safe
+    if config.run.async_save == "off":
+        pytest.skip("nothing is written beside the steps")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        progress.step_done(3, dict)
+        while context.writer.busy:
+            time.sleep(0.01)
+    progress.step_done(4, dict, alone=True)
+    assert safe.save().endswith("after step 4") and saved_steps(context) == [4]
+    assert "is not saved" in said.getvalue() and "No space left" in said.getvalue()
 
 
 def test_auto_copies_where_twice_the_copy_is_free(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
