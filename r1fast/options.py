@@ -28,16 +28,13 @@ usage: torchrun [...] -m r1fast.train [--recipe NAME|FILE.toml] [--run DIR] [--d
                                       [--SECTION.KEY VALUE ...]"""
 # Options that a run may go on with other values of: what they change is what it leaves behind, how it talks, and who
 # computes what, not what is computed (but for rounding).
-FREE_KEYS = frozenset(
-    [
-        *map("run.{}".format, "name dir samples_per_step log_every_steps save_every_steps tensorboard".split()),
-        *map("run.{}".format, "async_save keep_states keep_best".split()),
-        *map(
-            "faults.{}".format, "loading_s rollout_s reward_s training_s save_s evaluation_s slow_s max_skips".split()
-        ),
-        *(f"distributed.{field.name}" for field in fields(DistributedConfig)),
-    ]
-)
+FREE_KEYS = {
+    *(f"run.{name}" for name in ("name", "dir", "samples_per_step", "log_every_steps", "save_every_steps")),
+    *(f"run.{name}" for name in ("tensorboard", "async_save", "keep_states", "keep_best")),
+    *(f"faults.{name}" for name in ("loading_s", "rollout_s", "reward_s", "training_s", "save_s", "evaluation_s")),
+    *(f"faults.{name}" for name in ("slow_s", "max_skips")),
+    *(f"distributed.{field.name}" for field in fields(DistributedConfig)),
+}
 
 TABLES = ("gym_tasks", "fields", "files")  # keys whose values are tables, with names of the user's own
 
