@@ -10,10 +10,10 @@ import os
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import r1fast
 from r1fast.atomic import atomic_file
 from r1fast.report.contents import compare, read_run
 
@@ -42,7 +42,7 @@ def write_report(
         second = Path(other)
         runs = (read_run(first, num_runs=2), read_run(second, num_runs=2))
         data = {"runs": list(runs), "comparison": compare(first, second, runs)}
-    data |= {"version": r1fast.__version__, "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
+    data |= {"version": _version(), "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     name = REPORT_FILE if other is None else f"compare-{Path(other).resolve().name}.html"
     path = first / name if out is None else out
     with atomic_file(path, "wb") as file:
@@ -86,3 +86,11 @@ def _hash(text: str) -> str:
 
 def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8")
+
+
+def _version() -> str:
+    """Not the package's own attribute, which it lacks where `r1fast` is the directory above: a checkout's parent."""
+    try:
+        return metadata.version("r1fast")
+    except metadata.PackageNotFoundError:
+        return "not installed"
