@@ -168,7 +168,7 @@ def _fill(costs: Sequence[int], order: Sequence[int], num_bins: int, level: int)
     What sums the others have is a bit mask, one for each of them (subset sums; Gupta and Ho's minimum bin slack). None
     where `num_bins` do not take all, or where finding out would take longer than it is worth.
     """
-    left, bins = list(order), []
+    left, bins = list(order), list[list[int]]()
     if len(left) * num_bins * level > MOST_BITS:
         return None
     while left:
