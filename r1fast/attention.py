@@ -26,7 +26,10 @@ MAX_BUCKET_WASTE = 0.2  # of a bucket's padded tokens: below this one more SDPA 
 
 # keyword arguments that models pass along and that do not change what attention computes
 _HARMLESS = frozenset(
-    {"position_ids", "cache_position", "use_cache", "output_hidden_states", "return_dict", "logits_to_keep", "training"}
+    {
+        *("position_ids", "cache_position", "use_cache", "logits_to_keep", "training"),
+        *("output_hidden_states", "output_router_logits", "return_dict"),
+    }
 )
 
 

@@ -17,6 +17,7 @@ Plan = list[list[list[int]]]
 """By rank and micro-batch: numbers of items."""
 
 MAX_IMBALANCE = 0.02  # of the busiest rank, above which one more micro-batch is the lesser evil
+MOST_BITS = 1 << 36  # that `_fill` may look at, about a second
 LEVELS = 64  # a micro-batch's level is looked for in steps of this part of the budget
 
 
@@ -33,10 +34,10 @@ def spread(costs: Sequence[int], *, num_ranks: int, micro_batch_tokens: int) -> 
     """Spread items of `costs` tokens over ranks and micro-batches of at most `micro_batch_tokens`.
 
     The longest go first, each to the rank with the fewest tokens that has room for it, there into the fullest
-    micro-batch that takes it; where that needs more micro-batches, these are filled first and then dealt out. Every
-    rank gets the same number of micro-batches, the fewest that this finds, the longest first; only a rank with fewer
-    items than that has fewer. An item over the budget has a micro-batch of its own.
-    Depends on the arguments alone. Raises ValueError for a budget below 1.
+    micro-batch that takes it; where that needs more micro-batches than can be, these are filled first and then dealt
+    out. Every rank gets the same number of micro-batches, the fewest that this finds, the longest first; only a rank
+    with fewer items than that has fewer. An item over the budget has a micro-batch of its own. Depends on the arguments
+    alone. Raises ValueError for a budget below 1.
     """
     if micro_batch_tokens < 1:
         raise ValueError(f"micro_batch_tokens = {micro_batch_tokens} must be at least 1; raise optimizer's value")
@@ -148,16 +149,46 @@ def _pool(
 
     None too where ranks would then differ by more than MAX_IMBALANCE.
     """
-    pooled = _place(costs, order, 1, num_ranks * num_bins, level)
+    placed = _place(costs, order, 1, num_ranks * num_bins, level)
+    pooled = placed[0] if placed else _fill(costs, order, num_ranks * num_bins, level)
     if pooled is None:
         return None
     ranks: list[list[list[int]]] = [[] for _ in range(num_ranks)]
     loads = [0] * num_ranks
-    for bin_ in sorted(pooled[0], key=lambda bin_: -_tokens(bin_, costs)):
+    for bin_ in sorted(pooled, key=lambda bin_: -_tokens(bin_, costs)):
         rank = min((r for r in range(num_ranks) if len(ranks[r]) < num_bins), key=lambda r: loads[r])
         ranks[rank].append(bin_)
         loads[rank] += _tokens(bin_, costs)
     return ranks if max(loads) * num_ranks <= (1 + MAX_IMBALANCE) * sum(loads) else None
+
+
+def _fill(costs: Sequence[int], order: Sequence[int], num_bins: int, level: int) -> list[list[int]] | None:
+    """One micro-batch after the other filled as full as any choice makes it, beginning with the longest that is left.
+
+    What sums the others have is a bit mask, one for each of them (subset sums; Gupta and Ho's minimum bin slack). None
+    where `num_bins` do not take all, or where finding out would take longer than it is worth.
+    """
+    left, bins = list(order), list[list[int]]()
+    if len(left) * num_bins * level > MOST_BITS:
+        return None
+    while left:
+        if len(bins) == num_bins or costs[left[0]] > level:
+            return None
+        room = level - costs[left[0]]
+        others = [number for number in reversed(left[1:]) if costs[number] <= room]  # ascending
+        sums, mask = [1], (1 << (room + 1)) - 1
+        for number in others:
+            sums.append((sums[-1] | sums[-1] << costs[number]) & mask)
+        total, chosen = sums.pop().bit_length() - 1, [left[0]]
+        for number in reversed(others):  # the longest that are part of some way to that sum
+            without = sums.pop()
+            if costs[number] <= total and without >> (total - costs[number]) & 1:
+                chosen.append(number)
+                total -= costs[number]
+        bins.append(chosen)
+        taken = set(chosen)
+        left = [number for number in left if number not in taken]
+    return bins
 
 
 def _split(bins: list[list[int]], count: int, costs: Sequence[int]) -> list[list[int]]:

@@ -29,8 +29,10 @@ class BestModel:
         value = self._recorded() if self._metric != "off" and context.ranks.rank == 0 else None
         self.value: float | None = context.ranks.broadcast_object(value)
 
-    def offer(self, step: int, reading: Mapping[str, float], write: Callable[[Path], None]) -> dict[str, float]:
-        """`write` the model to a directory if its reading (`dev/...`) beats all before; what to log of it."""
+    def offer(
+        self, step: int, reading: Mapping[str, float], saver: Callable[[], Callable[[Path], None]]
+    ) -> dict[str, float]:
+        """Write the model, as `Policy.saver` does, if its reading (`dev/...`) beats all before; what to log of it."""
         if self._metric == "off":
             return {}
         value = reading.get(f"dev/{self._metric}")
@@ -44,11 +46,16 @@ class BestModel:
             return {}
         start, self.value = time.perf_counter(), value
 
-        def write_all(directory: Path) -> None:
-            write(directory)
-            write_json(directory / RECORD, {"metric": self._metric, "value": value, "step": step})
+        def save_all() -> Callable[[Path], None]:
+            save = saver()
 
-        self._context.save_model(self._stage, "best", write_all)
+            def write(directory: Path) -> None:
+                save(directory)
+                write_json(directory / RECORD, {"metric": self._metric, "value": value, "step": step})
+
+            return write
+
+        self._context.save_model(self._stage, "best", save_all)
         return {"best_step": step, "time/best_s": time.perf_counter() - start}
 
     def _recorded(self) -> float | None:

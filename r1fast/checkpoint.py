@@ -147,9 +147,12 @@ class _Hashed:
         self.file.flush()
 
 
-def read_state(path: Path) -> Any:
-    """What was saved, on the CPU; code in the file is not run."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+def read_state(path: Path, *, mapped: bool = False) -> Any:
+    """What was saved, on the CPU; code in the file is not run.
+
+    `mapped`: tensors are read from the file when they are used, by processes of a host into the same memory.
+    """
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
 
 
 def _match(path: Path) -> re.Match[str]:

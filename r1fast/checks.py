@@ -7,8 +7,10 @@ from importlib.util import find_spec
 from r1fast.config import EMBEDDED_MODELS, RL_STAGES, STAGES, Config, ConfigError
 from r1fast.distributed_config import DistributedConfig
 from r1fast.judge_checks import check_judge, check_rewriting
+from r1fast.rollout_checks import check_rollout
 from r1fast.schedule import at, change_steps, values
 from r1fast.training_checks import check_training, check_training_device
+from r1fast.weight_sharing import shares_weights
 from r1fast.zero_config import deepspeed_options
 
 # Stage -> the stages whose results it reads. RL 2 needs `reward_models` too where its rewards do.
@@ -41,6 +43,7 @@ def check_config(config: Config) -> None:
         _check_distributed(view, stage)
         check_training(view, stage)
         _check_faults(view)
+        check_rollout(view, stage)
         if stage in RL_STAGES:
             _check_rl(view, stage)
             _check_skip(view, stage)
@@ -66,10 +69,11 @@ def check_processes(config: Config, world_size: int) -> None:
                 f"distributed.sequence_parallel = {sharing} does not divide {world_size} processes; start a multiple "
                 f"of {sharing}, or set it to 1"
             )
-        if view.rollout.backend == "vllm" and world_size > 1:
+        team = view.rollout.tensor_parallel
+        if world_size % team:
             raise ConfigError(
-                f"stages.{stage}.rollout.backend = 'vllm' with {world_size} processes: it runs in one; start one, or "
-                "use 'paged'"
+                f"rollout.tensor_parallel = {team} does not divide {world_size} processes; start a multiple of {team}, "
+                "or set it to 1"
             )
         if stage in RL_STAGES:
             rl = view.rl
@@ -225,6 +229,11 @@ def _check_distributed(config: Config, stage: str) -> None:
             "optimizer.offload_while_generating moves what DeepSpeed holds: set distributed.offload_optimizer = 'cpu' "
             "in its place"
         )
+    if shares_weights(config, stage) and config.model.trust_remote_code:
+        raise ConfigError(
+            f"model.trust_remote_code = true in stage {stage}, whose weights ZeRO 3 shares out: only one process reads "
+            "the model's files; use zero_stage = 2, or a model that transformers has"
+        )
     if stage in RL_STAGES and config.rl.strict and options.zero_stage == 3:
         raise ConfigError(f"stages.{stage}.strict = true reads whole parameters: use zero_stage = 0, 1 or 2")
     deepspeed_options(options, "float32")  # so that bf16 is refused in the file, whatever run.dtype is
@@ -273,7 +282,7 @@ def _check_data(config: Config) -> None:
 
 
 def _check_rl(config: Config, stage: str) -> None:
-    rl, rollout = config.rl, config.rollout
+    rl = config.rl
     if rl.group_size < 2:
         raise ConfigError(
             f"stages.{stage}.group_size = {rl.group_size}: the advantage of a group of one is always 0; give at least 2"
@@ -282,22 +291,6 @@ def _check_rl(config: Config, stage: str) -> None:
         num_prompts = at(rl.prompts_per_step, step) + at(rl.general_prompts_per_step, step)
         if num_prompts == 0:
             raise ConfigError(f"stages.{stage}: no prompts at step {step}; raise prompts_per_step to at least 1")
-    for key, rows in (("rows", rollout.rows), ("draft_rows", rollout.draft_rows)):
-        if rows % 16:
-            raise ConfigError(
-                f"stages.{stage}.rollout.{key} = {rows} must be a multiple of 16 (samples depend on the batch "
-                f"otherwise); give {rows // 16 * 16 + 16}"
-            )
-    if rollout.draft_tokens and rollout.backend != "paged":
-        raise ConfigError(
-            f"stages.{stage}.rollout.draft_tokens = {rollout.draft_tokens} is of the paged engine, and rollout.backend "
-            f"is {rollout.backend!r}; use 'paged', or set draft_tokens to 0"
-        )
-    if rl.strict and rollout.backend != "paged":
-        raise ConfigError(
-            f"stages.{stage}.strict = true makes the paged engine's log-probs the trainer's, and rollout.backend is "
-            f"{rollout.backend!r}; use 'paged', or set strict to false"
-        )
     if rl.dev_every_steps and rl.dev_problems > config.data.num_dev:
         raise ConfigError(
             f"stages.{stage}.dev_problems = {rl.dev_problems} exceeds data.num_dev = {config.data.num_dev}; "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from r1fast.config import Config, ConfigError
 from r1fast.gpus import Gpu
 from r1fast.model_size import ModelSize
-from r1fast.phase_memory import FREE_SHARE, Items, PhaseMemory, Place, total
+from r1fast.phase_memory import CACHES, FREE_SHARE, Items, PhaseMemory, Place, total
 from r1fast.plan import LENGTH_SHARE, Work, stage_works
 
 COMPUTE_BYTES = 2  # bfloat16
@@ -121,11 +121,11 @@ class _Planner:
 
     def phases(self) -> tuple[Phase, ...]:
         made = {"load": self._load, "rollout": self._rollout, "score": self._score, "train": self._train}
-        return tuple(made[name](items) for name, items in self.work.phases)
+        return tuple(made[name](self._with_cache(items)) for name, items in self.work.phases)
 
     def largest_micro_batch(self) -> int:
         """Most tokens of a micro-batch with which training stays within the GPU's memory; 0 where one step does not."""
-        items = dict(self.work.phases)["train"]
+        items = self._with_cache(dict(self.work.phases)["train"])
         fixed = total(tuple(item for item in items if item[0] not in ("activations", "logits chunk")))
         room = (self.gpu.memory - CONTEXT_BYTES) / FRAGMENTATION - fixed
         memory, low, high = self._memory, 0, 1 << 20  # of STEP_TOKENS
@@ -143,28 +143,36 @@ class _Planner:
     def _rollout(self, items: Items) -> Phase:
         """The cache takes what the batch can use, within a share of what is free; other samples wait."""
         tokens = self.work.generated_tokens * LENGTH_SHARE
-        memory, held = self._memory, total(tuple(item for item in items if item[0] != "KV cache"))
-        free = max(0.0, (self.gpu.memory - CONTEXT_BYTES) / FRAGMENTATION - held)
-        cache = min(memory.cache_bytes(), FREE_SHARE * free)
-        paged = any(name == "KV cache" for name, _ in items)
-        fitting = int(cache // memory.row_bytes()) if paged else memory.rows
-        shown = max(int(cache), memory.row_bytes())
+        memory, cache, team = self._memory, self._cache(items), self.config.rollout.tensor_parallel
         likely = memory.limit * LENGTH_SHARE
-        likely_bytes = (PROMPT_TOKENS + likely) * self.size.kv_token_bytes(COMPUTE_BYTES)
-        rows = max(1, min(memory.rows, int(cache // likely_bytes)))
+        rows = max(1, min(memory.rows, int(cache // ((PROMPT_TOKENS + likely) * memory.kv_token_bytes))))
         length = PROMPT_TOKENS + likely / 2
-        read = self.size.touched_params(rows) * COMPUTE_BYTES + rows * length * self.size.kv_token_bytes(COMPUTE_BYTES)
-        computed = rows * self.size.forward_flops(length)
+        read = self.size.touched_params(rows) * COMPUTE_BYTES / team + rows * length * memory.kv_token_bytes
+        computed = rows * self.size.forward_flops(length) / team
         step_s = max(read / (self.gpu.bandwidth * DECODE_SHARE), computed / (self.gpu.flops * SCORE_SHARE))
         return Phase(
             name="rollout",
             tokens=tokens,
             flops=tokens * self.size.forward_flops(length),
-            time_s=tokens / self.place.num_processes / rows * step_s,
-            memory=tuple((name, shown if name == "KV cache" else size) for name, size in items),
-            rows=fitting,
+            time_s=tokens * team / self.place.num_processes / rows * step_s,
+            memory=items,
+            rows=int(cache // memory.row_bytes()),
             wanted_rows=memory.rows,
         )
+
+    def _cache(self, items: Items) -> float:
+        """What a rollout that holds `items` gives its cache."""
+        held = total(tuple(item for item in items if item[0] not in CACHES))
+        free = max(0.0, (self.gpu.memory - CONTEXT_BYTES) / FRAGMENTATION - held)
+        return min(self._memory.cache_bytes(), FREE_SHARE * free)
+
+    def _with_cache(self, items: Items) -> Items:
+        """The items of a phase with the cache as large as the rollout makes it: vLLM's stays in the other phases."""
+        rollout = dict(self.work.phases).get("rollout")
+        if rollout is None:
+            return items
+        shown = max(int(self._cache(rollout)), self._memory.row_bytes())
+        return tuple((name, shown if name in CACHES else size) for name, size in items)
 
     def _score(self, items: Items) -> Phase:
         tokens = self._trained_tokens() * self._memory.num_scored
@@ -227,6 +235,8 @@ class _Planner:
         micro_batches = math.ceil(a_gpu * zero.sequence_parallel / self._memory.micro_batch_tokens)
         reductions = micro_batches if zero.zero_stage >= 2 else 1  # in float32, to the share of each
         gathers = 2 * micro_batches + 1 if zero.zero_stage == 3 else 1  # forward, backward, and into the rollout copy
+        if self._memory.shares_weights:  # each score gathers, too, and the push takes the copy's place
+            gathers += micro_batches * self._memory.num_scored
         return (4 * reductions + COMPUTE_BYTES * gathers) * params * part
 
     def _trained_tokens(self) -> float:

@@ -8,12 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from r1fast.cluster import COMPUTE_BYTES, CONTEXT_BYTES, FRAGMENTATION, PROMPT_TOKENS, ClusterPlan, plan_cluster
-from r1fast.config import Config
+from r1fast.config import STAGES, Config
 from r1fast.disk import format_bytes
 from r1fast.model_size import ModelSize
+from r1fast.weight_sharing import shares_weights
 
 MOST_DOUBLINGS = 6
 LONG_TOKENS = 16384  # of a sequence that several processes may share
+TEAM_SHARE = 0.35  # of a GPU's memory, most that vLLM's weights are advised to take
 Change = Callable[[Config], Config]
 
 
@@ -28,8 +30,15 @@ def advise(plan: ClusterPlan, config: Config, student: ModelSize | None) -> list
         f"{name}, {phase.name}: {format_bytes(phase.peak)} of {format_bytes(plan.gpu.memory)} a GPU ({items})"
         + ("" if phase.peak > plan.gpu.memory else "; the cache does not hold one sample at its limit")
     )
-    if weights := _too_large(plan):
-        return [*advice, weights]
+    if STAGES[name] == "reward_model" and 2 * 4 * plan.stages[name].size.num_params > plan.gpu.memory:
+        return [
+            *advice,
+            "weights and gradients of reward models are whole, in float32, on every GPU, whatever the recipe "
+            "says: leave the stage out and let a judge grade in RL 2 (rewards.general.judge), or take a smaller "
+            "model",
+        ]
+    if _too_large(plan) and not _team(plan):
+        return [*advice, _no_team(plan)]
     tried, lead = config, ""
     for text, change in _changes(config, plan):
         tried = change(tried)
@@ -58,7 +67,7 @@ def _cannot(plan: ClusterPlan) -> Iterator[str]:
         if stage.size.latent:
             yield (
                 f"{name} would not start: latent attention (MLA) leaves no keys and values for each head, so the paged "
-                'cache cannot hold it, and rollout.backend = "vllm" runs in one process'
+                'cache cannot hold it: set rollout.backend = "vllm", untried with it'
             )
             return
         if stage.size.expert_params:
@@ -69,20 +78,41 @@ def _cannot(plan: ClusterPlan) -> Iterator[str]:
             return
 
 
-def _too_large(plan: ClusterPlan) -> str:
-    """A sentence where the weights alone leave no room; empty where they do not."""
-    largest = max((stage.size for stage in plan.stages.values()), key=lambda size: size.num_params)
+def _largest(plan: ClusterPlan) -> ModelSize:
+    return max((stage.size for stage in plan.stages.values()), key=lambda size: size.num_params)
+
+
+def _too_large(plan: ClusterPlan) -> bool:
+    """Whether weights that every GPU holds whole, or its share of vLLM's, leave no room."""
+    others = [(name, stage) for name, stage in plan.stages.items() if STAGES[name] != "reward_model"]
+    weights = COMPUTE_BYTES * _largest(plan).num_params
+    if all(shares_weights(stage.config, name) for name, stage in others):
+        weights //= min((stage.config.rollout.tensor_parallel for name, stage in others), default=1)
+    return CONTEXT_BYTES + FRAGMENTATION * weights > 0.7 * plan.gpu.memory
+
+
+def _team(plan: ClusterPlan) -> int:
+    """The fewest GPUs, a power of 2, over which vLLM's weights leave room for the rest; 0: there are none."""
+    largest = _largest(plan)
+    for team in (1 << power for power in range(1, 10)):
+        if plan.num_gpus % team or (largest.num_heads and largest.num_heads % team):
+            return 0
+        if COMPUTE_BYTES * largest.num_params / team <= TEAM_SHARE * plan.gpu.memory:
+            return team
+    return 0
+
+
+def _no_team(plan: ClusterPlan) -> str:
+    largest = _largest(plan)
     weights = COMPUTE_BYTES * largest.num_params
-    if CONTEXT_BYTES + FRAGMENTATION * weights <= 0.9 * plan.gpu.memory:
-        return ""
-    parts = 2 ** math.ceil(math.log2(weights / (0.5 * plan.gpu.memory)))
+    parts = 2 ** math.ceil(math.log2(weights / (TEAM_SHARE * plan.gpu.memory)))
     shares = 2 + 4 + 8 + 4  # parameters, masters, moments, gradients
     shared = format_bytes(shares * largest.num_params / plan.num_gpus)
     return (
         f"every GPU holds the weights whole, {format_bytes(weights)}, since each samples on its own: it would not "
         f"start. Shared out over {plan.num_gpus} GPUs, parameters, masters, moments and gradients are {shared} a GPU; "
-        f"a rollout that splits the weights over {parts} GPUs would hold {format_bytes(weights / parts)} more. r1fast "
-        "has no such rollout"
+        f"vLLM would have to split the weights over {parts} GPUs, {format_bytes(weights / parts)} each: take a "
+        "multiple of them, or a smaller model"
     )
 
 
@@ -90,9 +120,18 @@ def _changes(config: Config, plan: ClusterPlan) -> Iterator[tuple[str, Change]]:
     """What costs little first; each takes a configuration to the next."""
     views = [stage.config for stage in plan.stages.values()]
     zero = config.distributed
+    shares = any(shares_weights(stage.config, name) for name, stage in plan.stages.items())
+    if _too_large(plan) and (team := _team(plan)):
+        shares = True
+        yield (
+            'distributed.engine = "deepspeed" with zero_stage = 3, rollout.backend = "vllm" with '
+            f"rollout.tensor_parallel = {team}, so that no GPU holds the weights whole"
+            + (", and no adapters" if config.lora.rank else ""),
+            _sharer(team),
+        )
     if not all(view.optimizer.gradient_checkpointing for view in views):
         yield "optimizer.gradient_checkpointing = true", _setter("optimizer", gradient_checkpointing=True)
-    if plan.num_gpus > 1 and (zero.engine == "torch" or zero.zero_stage != 2):
+    if plan.num_gpus > 1 and not shares and (zero.engine == "torch" or zero.zero_stage != 2):
         text = 'distributed.engine = "deepspeed" with zero_stage = 2'
         yield text, _setter("distributed", engine="deepspeed", zero_stage=2, offload_parameters="none")
     longest = max(
@@ -118,10 +157,19 @@ def _changes(config: Config, plan: ClusterPlan) -> Iterator[tuple[str, Change]]:
             f'distributed.offload_optimizer = "cpu"{engine}',
             _setter("distributed", engine="deepspeed", offload_optimizer="cpu"),
         )
-    if not config.lora.rank and any(stage.most_tokens is not None for stage in plan.stages.values()):
+    if not shares and not config.lora.rank and any(stage.most_tokens is not None for stage in plan.stages.values()):
         yield "lora.rank = 16, adapters in the place of all weights", _setter("lora", rank=16)
     if "reference" in held:
         yield 'loss.kl = "none", so no reference', _setter("loss", kl="none")
+
+
+def _sharer(team: int) -> Change:
+    def change(config: Config) -> Config:
+        config = _setter("distributed", engine="deepspeed", zero_stage=3)(config)
+        config = _setter("rollout", backend="vllm", tensor_parallel=team, draft_tokens=0)(config)
+        return _setter("lora", rank=0)(config)
+
+    return change
 
 
 def _setter(section: str, **values: Any) -> Change:

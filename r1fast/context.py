@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from r1fast.policy import Policy
 from r1fast.records import Prompt, ScoredRollout
 from r1fast.run_dir import stage_directory
 from r1fast.samples import Decoder, sample_row
+from r1fast.sharded import Shards, end_engines
 from r1fast.source import Source
 from r1fast.stop import StopRequest
 from r1fast.templates import WrittenPrompts, end_of_turn, set_template, write_prompts
+from r1fast.weight_sharing import shares_weights
 
 # Stage -> the stage whose checkpoint it starts from; "base" and "student" are the models of [model].
 START = {
@@ -85,9 +88,25 @@ class RunContext:
         """Where the stage's files are."""
         return stage_directory(self.run_dir, stage)
 
-    def load(self, origin: str, *, stage: str | None = None) -> Policy:
-        """The model of a finished stage, or of [model] for `base` and `student`, with the template `stage` uses."""
-        return load_model(self.config, self.run_dir, origin, self.ranks.device, stage=stage)
+    def load(self, origin: str, *, stage: str | None = None, user: str | None = None, idles: bool = False) -> Policy:
+        """The model of a finished stage, or of [model] for `base` and `student`, with the template `stage` uses.
+
+        `user`: the stage that works with it, without which it is `stage`: where that never needs the weights whole they
+        are shared out (collective). `idles`: what is shared out waits in the host's memory.
+        """
+        config, device = self.config, self.ranks.device
+        user = user or stage
+        if user is None or user not in STAGES or not shares_weights(config, user):
+            return load_model(config, self.run_dir, origin, device, stage=stage)
+        distributed = config.for_stage(user).distributed
+        if idles:
+            distributed = replace(distributed, offload_parameters="cpu")
+        dtype = compute_dtype(config, device)
+
+        def load() -> Policy:
+            return load_model(config, self.run_dir, origin, torch.device("cpu"), stage=stage, dtype=dtype)
+
+        return Shards.load(load, device, distributed, self.ranks)
 
     def prompts(self, policy: Policy, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
         """The prompts with token ids for a policy's tokenizer and template; those of a lazy sequence when drawn."""
@@ -124,6 +143,13 @@ class RunContext:
                 row = {"step": step, **sample_row(item, tokenizer)}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
+    def free(self) -> None:
+        """Give back what a stage held: engines and parameters hold each other until Python looks for that."""
+        end_engines()
+        gc.collect()
+        if self.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def sync_logs(self, stage: str) -> None:
         """Bring what a stage has logged and sampled to the disk: a state that is saved next relies on it."""
         if self.metrics is not None:
@@ -142,9 +168,13 @@ class RunContext:
         if not self.writer.works_apart:
             self.ranks.pulse.beat(doing)
 
-    def save_model(self, stage: str, name: str, write: Callable[[Path], None]) -> None:
-        """Let rank 0 `write` a model's files to the directory `name` of a stage, which is whole or not there."""
+    def save_model(self, stage: str, name: str, saver: Callable[[], Callable[[Path], object]]) -> None:
+        """Let rank 0 write a model's files to the directory `name` of a stage, which is whole or not there.
+
+        `saver`: called on every rank, gives what writes them.
+        """
         with self.ranks.pulse.during("save"):
+            write = saver()
             if self.ranks.rank == 0:
                 with atomic_directory(self.directory(stage) / name) as partial:
                     write(partial)
@@ -167,9 +197,18 @@ class RunContext:
             return None
 
 
-def load_model(config: Config, run_dir: Path, origin: str, device: torch.device, *, stage: str | None = None) -> Policy:
+def load_model(
+    config: Config,
+    run_dir: Path,
+    origin: str,
+    device: torch.device,
+    *,
+    stage: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Policy:
     """The model of a finished stage, or of [model] for `base` and `student`, with the template `stage` uses.
 
+    `dtype`: None for that of the device.
     Raises:
         ConfigError: it is not there, damaged, or of a kind that cannot be trained.
     """
@@ -182,7 +221,7 @@ def load_model(config: Config, run_dir: Path, origin: str, device: torch.device,
         policy = Policy.load(
             path,
             device=device,
-            dtype=compute_dtype(config, device),
+            dtype=dtype or compute_dtype(config, device),
             gguf_file="" if trained or origin == "student" else model.gguf_file,
             trust_remote_code=model.trust_remote_code,
             gradient_checkpointing=optimizer.gradient_checkpointing,

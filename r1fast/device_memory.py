@@ -85,10 +85,16 @@ def _way_out(config: Config, stage: str, items: Items, memory_bytes: int) -> str
             ways.append('distributed.engine = "deepspeed" shares the moments out over several')
         return "; ".join([*ways, "take a smaller model, or GPUs with more memory (r1fast plan --gpu NAME says which)"])
     weights = sizes.get("rollout copy", 0) + sizes.get("parameters", 0)
+    if sizes.get("vLLM's weights", 0) > memory_bytes // 2:
+        return (
+            f"rollout.tensor_parallel = {config.rollout.tensor_parallel} processes share vLLM's weights: make it more "
+            "(r1fast plan --gpu NAME says how many), take a smaller model, or GPUs with more memory"
+        )
     if weights > memory_bytes:
         return (
-            "each process samples on its own, so it holds the weights whole; take a smaller model, or GPUs with more "
-            "memory (r1fast plan --gpu NAME says which)"
+            "each process samples on its own, so it holds the weights whole: share them out with distributed.engine = "
+            '"deepspeed", distributed.zero_stage = 3, rollout.backend = "vllm" and rollout.tensor_parallel '
+            "(r1fast plan --gpu NAME says over how many), take a smaller model, or GPUs with more memory"
         )
     ways = []
     if config.distributed.engine == "torch" and sizes.get("moments"):

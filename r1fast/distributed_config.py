@@ -10,7 +10,7 @@ from r1fast.config_option import option
 
 @dataclass(frozen=True, kw_only=True)
 class DistributedConfig:
-    """[distributed]: the engine of the optimizer step; every process keeps whole weights for rollouts and scoring."""
+    """[distributed]: the engine of the optimizer step, and what its processes share out."""
 
     engine: Literal["torch", "deepspeed"] = option(
         "torch", "torch: every process holds masters and moments whole; deepspeed: ZeRO shares them out"
@@ -18,7 +18,7 @@ class DistributedConfig:
     zero_stage: int = option(
         2,
         "deepspeed: shared out are 0: nothing (fp32 alone), 1: masters and moments, 2: gradients too, 3: trained "
-        "parameters too",
+        "parameters too, and where nothing but vLLM samples no process holds weights whole",
         need=">= 0 <= 3",
     )
     offload_optimizer: Literal["none", "cpu", "nvme"] = option("none", "deepspeed: where masters and moments live")

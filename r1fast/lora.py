@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ def linear_names(module: nn.Module) -> list[str]:
 def save_trained(context: RunContext, stage: str, policy: Policy, lora: LoraConfig) -> None:
     """Write a stage's `checkpoint/`, adapters merged, and beside it `adapter/` as peft's `from_pretrained` reads it."""
     if lora.rank:
-        context.save_model(stage, "adapter", lambda directory: save_adapter(policy, lora, directory))
-    context.save_model(stage, "checkpoint", policy.save)
+        context.save_model(stage, "adapter", lambda: partial(save_adapter, policy, lora))
+    context.save_model(stage, "checkpoint", policy.saver)
 
 
 def save_adapter(policy: Policy, lora: LoraConfig, directory: Path) -> None:

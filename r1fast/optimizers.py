@@ -18,6 +18,7 @@ from torch import Tensor
 
 from r1fast.build_locks import abandoned_locks
 from r1fast.config import ConfigError, OptimizerConfig
+from r1fast.whole import whole_shape
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -30,8 +31,8 @@ EIGHT_BIT = "adamw_8bit"
 def adamw_groups(parameters: Sequence[Tensor]) -> Groups:
     """AdamW's groups: matrices, which decay, and norms and biases, which do not; a group may be missing."""
     groups: Groups = [
-        {"params": [p for p in parameters if p.dim() >= 2]},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if len(whole_shape(p)) >= 2]},
+        {"params": [p for p in parameters if len(whole_shape(p)) < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

@@ -34,6 +34,7 @@ FREE_KEYS = {
     *(f"faults.{name}" for name in ("loading_s", "rollout_s", "reward_s", "training_s", "save_s", "evaluation_s")),
     *(f"faults.{name}" for name in ("slow_s", "max_skips")),
     *(f"distributed.{field.name}" for field in fields(DistributedConfig)),
+    "rollout.tensor_parallel",
 }
 
 TABLES = ("gym_tasks", "fields", "files")  # keys whose values are tables, with names of the user's own
@@ -207,8 +208,8 @@ def differing_keys(a: Config, b: Config) -> list[str]:
 
 
 def differing_engine(a: Config, b: Config) -> list[str]:
-    """The options of [distributed] in which two runs differ, sorted: who computes what."""
-    return [path for path in _differing(a, b) if path.startswith("distributed.")]
+    """The options of [distributed], and of teams, in which two runs differ, sorted: who computes what."""
+    return [path for path in _differing(a, b) if path.startswith(("distributed.", "rollout.tensor_parallel"))]
 
 
 def _differing(a: Config, b: Config) -> list[str]:

@@ -1,7 +1,8 @@
 """Bytes that the phases of a stage hold on one process, by item: what every plan is made of.
 
-Counted is what r1fast allocates: policy, reference and reward models are whole in every process, since each samples on
-its own; ZeRO shares out what it shares out; adapters train few parameters; what waits on the host is not on the GPU;
+Counted is what r1fast allocates: policy, reference and reward models are whole in every process that samples on its
+own; ZeRO shares out what it shares out, vLLM over a team its weights and cache; adapters train few parameters; what
+waits on the host is not on the GPU;
 reward models are trained in float32, and of theirs ZeRO shares out the moments alone. On a GPU the sum is that of live
 tensors, the most at one time. On a CPU it is resident memory: what the C library keeps of freed blocks, weights packed
 for the rollout and the cache, which stays, count too. `python -m bench.plan_memory` compares both with measurements.
@@ -18,6 +19,7 @@ from r1fast.checks import TRAINED_REWARDS
 from r1fast.config import RL_STAGES, STAGES, Config
 from r1fast.model_size import ModelSize
 from r1fast.schedule import values
+from r1fast.weight_sharing import shares_weights
 
 Items = tuple[tuple[str, int], ...]
 """Name -> bytes."""
@@ -32,7 +34,8 @@ RUNTIME_BYTES = 80 << 20  # on a CPU: tokenizer, and pages of libraries that are
 BUCKET_NUMBERS = 5e8  # DeepSpeed's reduce_bucket_size
 LIVE_NUMBERS = 1e9  # DeepSpeed's stage3_max_live_parameters
 SUMMED_NUMBERS = 1 << 26  # of gradients in one call; r1fast.replicas has it, too, and imports torch
-MOMENTARY = ("activations", "logits chunk", "KV cache", "packed weights")  # bounds; the other items are certain
+CACHES = ("KV cache", "vLLM's cache")  # as large as what is free lets them be
+MOMENTARY = ("activations", "logits chunk", "packed weights", *CACHES)  # bounds; the other items are certain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,7 @@ class PhaseMemory:
 
     def rollout(self) -> Items:
         """Of sampling, in a stage that trains or in one that does not."""
-        held = dict(self.held()) if self.stage in RL_STAGES else {"parameters": self.copy_bytes}
+        held = dict(self.held()) if self.stage in RL_STAGES else {"parameters": self._policy_bytes}
         if self.config.optimizer.offload_while_generating and self.place.on_gpu:
             held.pop("moments", None)
             held.pop("masters", None)
@@ -69,13 +72,18 @@ class PhaseMemory:
         if self._models_idle and self.num_reward_models:  # they score one after the other, while others are drawn
             items.append(("reward models", self.copy_bytes))
         if self.config.rollout.backend == "vllm":
-            items += [("vLLM's weights", self.copy_bytes), ("vLLM's cache", self.cache_bytes())]
+            items += self._vllm()
         else:
             if not self.place.on_gpu:  # products in the rollout read weights in another order
                 packed = self.place.packed_bytes or self.place.compute_bytes
                 items.append(("packed weights", self.size.num_params * packed))
             items.append(("KV cache", self.cache_bytes()))
         return (*items, ("logits chunk", self._kept(self.rows * self.size.vocab_size * 4)))
+
+    def loaded(self) -> Items:
+        """Of a model that a stage reads and samples a little from."""
+        sampling = self._vllm()[:1] if self.config.rollout.backend == "vllm" else ()
+        return (("parameters", self._policy_bytes), *sampling)
 
     def score(self) -> Items:
         """Of log-probs under the policy and the reference: a forward pass without gradients."""
@@ -84,6 +92,8 @@ class PhaseMemory:
         activations = tokens * self._layer_token_bytes() + 2 * self._hidden_bytes(tokens)
         work = (("activations", self._kept(activations)), ("logits chunk", self._kept(chunk)))
         awake = (("reference", self.copy_bytes),) if self._models_idle and self._copies_reference else ()
+        if self.shares_weights:
+            awake = (("gathered layers", self._gathered_bytes),)
         return (*self.held(), *awake, *work, *self._beside())
 
     def train(self) -> Items:
@@ -102,7 +112,9 @@ class PhaseMemory:
         share = self.place.num_processes if is_zero else 1
         own = compute * (trained if self.has_adapters else 0)
         items = [("parameters", self.copy_bytes + own)]
-        if is_zero and zero.zero_stage == 3:  # the policy that samples and scores is a copy of what is trained
+        if self.shares_weights:
+            items = [("parameters", self._policy_bytes)]
+        elif is_zero and zero.zero_stage == 3:  # the policy that samples and scores is a copy of what is trained
             own = compute * params // share if zero.offload_parameters == "none" else 0
             items = [("parameters", own), ("rollout copy", self.copy_bytes)]
         if zero.offload_optimizer == "none":
@@ -110,7 +122,8 @@ class PhaseMemory:
                 items.append(("masters", 4 * trained // share))
             items.append(("moments", self._moment_bytes * trained // share))
         if self.has_reference and not (self._models_idle and self._copies_reference):
-            items.append(("reference", self.copy_bytes if self._copies_reference else own))
+            whole = self._policy_bytes  # where the policy's are
+            items.append(("reference", whole if self._copies_reference else own))
         if self.num_reward_models and not self._models_idle:
             items.append(("reward models", self.num_reward_models * self.copy_bytes))
         return (*items, *self._on_host())
@@ -169,12 +182,23 @@ class PhaseMemory:
     def row_bytes(self) -> int:
         """Pages of one sample at its limit and of its prompt."""
         pages = math.ceil(self.prompt_tokens / PAGE_TOKENS) + math.ceil(self.limit / PAGE_TOKENS)
-        return pages * PAGE_TOKENS * self.size.kv_token_bytes(self.place.compute_bytes)
+        return pages * PAGE_TOKENS * self.kv_token_bytes
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """That a token leaves in this process's cache; a team shares heads out, not what is one vector for all."""
+        heads = 1 if self.size.latent else max(1, self.size.num_kv_heads)
+        return self.size.kv_token_bytes(self.place.compute_bytes) // min(self.config.rollout.tensor_parallel, heads)
 
     @property
     def copy_bytes(self) -> int:
         """Of the weights in the compute dtype."""
         return self.size.num_params * self.place.compute_bytes
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether no process holds the weights whole."""
+        return shares_weights(self.config, self.stage)
 
     @property
     def compute_bytes(self) -> int:
@@ -271,15 +295,40 @@ class PhaseMemory:
             wide = 4 if zero.zero_stage <= 1 else self.place.compute_bytes
             items.append(("buckets", int(min(BUCKET_NUMBERS, 2 * params) * wide)))
             if zero.zero_stage == 3:
-                items.append(("gathered layers", int(min(LIVE_NUMBERS, params) * self.place.compute_bytes)))
+                items.append(("gathered layers", self._gathered_bytes))
         return tuple(items)
+
+    @property
+    def _gathered_bytes(self) -> int:
+        """Of ZeRO 3: layers that are gathered ahead, or the embedding, a layer and the head, which stays, if more."""
+        size = self.size
+        ends = self._head_params + size.looked_up_params
+        largest = ends + (size.num_params - ends) // size.num_layers
+        return int(min(max(LIVE_NUMBERS, largest), size.num_params) * self.place.compute_bytes)
+
+    @property
+    def _shared_bytes(self) -> int:
+        """One process's share of the weights."""
+        return self.copy_bytes // self.place.num_processes
+
+    @property
+    def _policy_bytes(self) -> int:
+        """Of the policy that a stage samples from or trains, where it is on the device."""
+        if not self.shares_weights:
+            return self.copy_bytes
+        return self._shared_bytes if self.config.distributed.offload_parameters == "none" else 0
+
+    def _vllm(self) -> Items:
+        """vLLM's own copy and cache, shared by a team."""
+        team = self.config.rollout.tensor_parallel
+        return (("vLLM's weights", self.copy_bytes // team), ("vLLM's cache", self.cache_bytes()))
 
     def _beside(self) -> Items:
         """What the rollout leaves while the trainer works."""
         if self.stage not in RL_STAGES:
             return ()
         if self.config.rollout.backend == "vllm":
-            return (("vLLM's weights", self.copy_bytes), ("vLLM's cache", self.cache_bytes()))
+            return self._vllm()
         return () if self.place.on_gpu else (("KV cache", self.cache_bytes()),)
 
     @property

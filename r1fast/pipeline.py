@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import platform
 import subprocess
 import sys
@@ -11,8 +10,6 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from r1fast.context import RunContext, write_json
 from r1fast.evaluate import dev_reading
@@ -34,15 +31,15 @@ def run_base(context: RunContext, stage: str) -> Mapping[str, Any]:
     config = context.config.for_stage(stage)
     context.console.stage_start(stage, 1, str(config.model.path))
     with context.stop.interruptible():
-        policy = context.load("base")
-        engine = make_engine(policy, config, context.ranks.pulse.beat)
+        policy = context.load("base", user=stage)
+        engine = make_engine(policy, config, context.ranks)
         prompts = context.prompts(policy, context.source.prompts("dev")[: config.rl.dev_problems])
         try:
             values = dev_reading(context, engine, prompts, config)
         finally:
             release(engine)
     context.log(stage, 1, values)
-    return {"parameters": policy.module.num_parameters(), **values}
+    return {"parameters": policy.num_parameters, **values}
 
 
 RUN: Mapping[str, Callable[[RunContext, str], Mapping[str, Any]]] = {
@@ -94,19 +91,12 @@ def _run_stage(context: RunContext, stage: str) -> None:
         context.truncate(stage, 0)  # a stage that was interrupted before its first state starts again
     with context.writer.finishing():
         result = dict(RUN[stage](context, stage))
-    _free(context.ranks.device)
+    context.free()
     context.ranks.pulse.safe.withdraw()  # the stage is done: there is nothing to go back to, or to keep
     result["wall_s"] = earlier_s + time.perf_counter() - start
     context.finish(stage, result)
     context.ranks.barrier()
     context.console.stage_end(shown(result))
-
-
-def _free(device: torch.device) -> None:
-    """Give back what a stage held: DeepSpeed's engines and parameters hold each other until Python looks for that."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def write_page(context: RunContext) -> None:

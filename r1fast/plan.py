@@ -157,7 +157,7 @@ class _Planner:
             section = getattr(self.config, self.name)
             return self._sampling(section.prompts * section.samples_per_prompt, section.max_tokens, section.prompts)
         simple: dict[str, Callable[[], Work]] = {
-            "base": lambda: Work(phases=(("load", (("parameters", self._memory(0).copy_bytes),)),)),
+            "base": lambda: Work(phases=(("load", self._memory(0).loaded()),)),
             "reward_models": self._reward_models,
             "evaluation": self._evaluation,
         }
@@ -181,8 +181,8 @@ class _Planner:
             drawn = self._sampling(num_samples, limit, num_samples // rl.group_size)
             decode_flops += drawn.decode_flops
             a_rollout = num_prompts * rl.group_size * rl.updates_per_rollout
-            rows = min(self.config.rollout.rows, math.ceil(a_rollout / self.place.num_processes))
-            decode_steps += num_samples / self.place.num_processes / rows * limit * LENGTH_SHARE
+            rows = min(self.config.rollout.rows, math.ceil(a_rollout / self._num_engines))
+            decode_steps += num_samples / self._num_engines / rows * limit * LENGTH_SHARE
             longest, most_rows = max(longest, limit), max(most_rows, rows)
         if rl.dev_every_steps:
             num_dev = (rl.steps // rl.dev_every_steps + 1) * rl.dev_problems
@@ -244,12 +244,12 @@ class _Planner:
     def _sampling(self, num_samples: int, limit: int, num_prompts: int) -> Work:
         likely = limit * LENGTH_SHARE
         forward = self.size.forward_flops(self.prompt_tokens + likely)
-        rows = min(self.config.rollout.rows, math.ceil(num_samples / self.place.num_processes))
+        rows = min(self.config.rollout.rows, math.ceil(num_samples / self._num_engines))
         return Work(
             samples=num_samples,
             generated_tokens=num_samples * limit,
             decode_flops=(num_samples * likely + num_prompts * self.prompt_tokens) * forward,
-            decode_steps=math.ceil(num_samples / self.place.num_processes / rows) * likely,
+            decode_steps=math.ceil(num_samples / self._num_engines / rows) * likely,
             limit=limit,
             rows=rows,
             phases=(("rollout", self._memory(limit, rows).rollout()),),
@@ -275,6 +275,11 @@ class _Planner:
             limit=limit,
             rows=rows,
         )
+
+    @property
+    def _num_engines(self) -> int:
+        """That sample beside each other, each in a team of processes."""
+        return max(1, self.place.num_processes // self.config.rollout.tensor_parallel)
 
     def _passes(self) -> float:
         """Forward passes' worth of an update: forward, backward as two, recomputation."""

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +25,10 @@ from r1fast.models import check_checkpoint
 from r1fast.packing import position_ids
 from r1fast.records import Batch
 from r1fast.shared_prompt import SharedPromptContext
+from r1fast.whole import num_parameters, whole_shape
+
+if TYPE_CHECKING:
+    from r1fast.sharded import Shards
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +55,8 @@ class Policy:
     gradient_checkpointing: bool = False
     offload_activations: bool = False
     version: int = 0
+    shards: Shards | None = field(default=None, repr=False, compare=False)
+    """Where ZeRO 3 has shared out the parameters: no process holds them whole."""
 
     @staticmethod
     def load(
@@ -115,6 +121,16 @@ class Policy:
         head: Any = _head(self.module)
         return cast(Tensor, head.weight)
 
+    @property
+    def num_vocab(self) -> int:
+        """Rows of the head: tokens that the model can draw."""
+        return whole_shape(self.head_weight)[0]
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the module, shared ones once."""
+        return num_parameters(self.module)
+
     def hidden(self, batch: Batch, attention: AttentionContext | None = None) -> Tensor:
         """Last hidden states [T, D] (after the final norm) of a packed batch, which may be on the host.
 
@@ -143,9 +159,19 @@ class Policy:
 
         Adapters are merged into the weights that are written (`adapters.merged_weights`).
         """
+        self.saver()(Path(directory))
+
+    def saver(self) -> Callable[[Path], None]:
+        """`save`, with weights that ZeRO 3 has shared out gathered now, for rank 0 (collective where they are)."""
         weights = merged_weights(self.module) if adapted_layers(self.module) else None
-        self.module.save_pretrained(str(directory), state_dict=weights)
-        self.tokenizer.save_pretrained(str(directory))
+        if self.shards is not None:
+            weights = self.shards.state_dict()
+
+        def save(directory: Path) -> None:
+            self.module.save_pretrained(str(directory), state_dict=weights)
+            self.tokenizer.save_pretrained(str(directory))
+
+        return save
 
     def copy(self) -> Policy:
         """A frozen copy with its own weights (the reference); its version is this one's."""
@@ -288,7 +314,7 @@ def _check_model(policy: Policy) -> None:
     name = type(policy.module).__name__
     if policy.module.base_model is policy.module or _head(policy.module) is None:
         raise ValueError(f"{name} has no separate backbone and output head, which training without logits needs")
-    num_vocab = policy.head_weight.shape[0]
+    num_vocab = policy.num_vocab
     generator = torch.Generator().manual_seed(0)
     token_ids = torch.randint(num_vocab, (18,), generator=generator)
     lengths = (11, 7)

@@ -34,7 +34,7 @@ from r1fast.sandbox.client import Sandbox
 from r1fast.sandbox.layers import refusal
 from r1fast.schedule import values
 from r1fast.scorer import Scorer
-from r1fast.sequence_parallel import check_sequence_parallel
+from r1fast.sequence_parallel import check_sequence_parallel, check_tensor_parallel
 from r1fast.source import Source, Split
 from r1fast.templates import set_template, write_prompts
 from r1fast.training_checks import ADAPTED, check_offload, check_targets
@@ -218,7 +218,9 @@ class ModelFiles:
         model, described = config.model, describe(config, root)
         name, path, gguf_file = _named(config, root)
         for stage in config.pipeline.stages:
-            check_sequence_parallel(described, config.for_stage(stage).distributed.sequence_parallel)
+            view = config.for_stage(stage)
+            check_sequence_parallel(described, view.distributed.sequence_parallel)
+            check_tensor_parallel(described, view.rollout.tensor_parallel)
         files = check_checkpoint(path) if isinstance(path, Path) and not gguf_file else None
         layers = check_shapes(Path(path), described, trust_remote_code=model.trust_remote_code) if files else {}
         tokenizer = load_tokenizer(path, gguf_file=gguf_file, trust_remote_code=model.trust_remote_code)

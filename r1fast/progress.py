@@ -45,7 +45,9 @@ class Progress:
         if found is None:
             return None
         step, path = found
-        state: dict[str, Any] = read_state(path)
+        # DeepSpeed's engine copies what it needs; torch's may go on with the very tensors
+        mapped = context.config.for_stage(self._stage).distributed.engine == "deepspeed"
+        state: dict[str, Any] = read_state(path, mapped=mapped)
         context.console.note(f"{self._stage}: continuing after step {step}")
         if state["world_size"] != context.ranks.world_size:
             context.console.warn(

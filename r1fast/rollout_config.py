@@ -13,6 +13,12 @@ class RolloutConfig:
     """[rollout]: the engine of all completions, in training and in evaluation."""
 
     backend: Literal["paged", "vllm"] = option("paged", "ours, or vLLM (installed apart, a second copy of the weights)")
+    tensor_parallel: int = option(
+        1,
+        "vllm: neighbouring processes that share its weights and cache, for models beyond one device; their number "
+        "must be a multiple",
+        need=">= 1",
+    )
     rows: int = option(256, "most rows of one decode batch; a multiple of 16", unit="rows", need=">= 16")
     threads: int = option(
         0,

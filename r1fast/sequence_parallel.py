@@ -101,15 +101,15 @@ class UlyssesContext:
         return exchanged
 
 
-def check_heads(num_heads: int, num_kv_heads: int, size: int) -> None:
-    """ConfigError where `size` processes cannot share the heads of attention."""
+def check_heads(num_heads: int, num_kv_heads: int, size: int, *, option: str = "distributed.sequence_parallel") -> None:
+    """ConfigError where `size` processes, which `option` asks for, cannot share the heads of attention."""
     if num_heads % size or (num_kv_heads % size and size % num_kv_heads):
         fitting = [
             n for n in range(2, num_heads + 1) if not num_heads % n and not (num_kv_heads % n and n % num_kv_heads)
         ]
         raise ConfigError(
-            f"distributed.sequence_parallel = {size} cannot share {num_heads} query and {num_kv_heads} key/value heads "
-            f"out: it must divide the former, and divide the latter or be a multiple of them: {fitting or 'only 1'}"
+            f"{option} = {size} cannot share {num_heads} query and {num_kv_heads} key/value heads out: it must divide "
+            f"the former, and divide the latter or be a multiple of them: {fitting or 'only 1'}"
         )
 
 
@@ -118,8 +118,7 @@ def check_sequence_parallel(described: Any, size: int) -> None:
     if size == 1:
         return
     config = described.get_text_config()
-    num_heads = int(config.num_attention_heads)
-    check_heads(num_heads, int(getattr(config, "num_key_value_heads", None) or num_heads), size)
+    check_heads(*_num_heads(config), size)
     rope: Any = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else "default"
     if kind in ("dynamic", "longrope"):
@@ -127,6 +126,17 @@ def check_sequence_parallel(described: Any, size: int) -> None:
             f"distributed.sequence_parallel = {size} with rope_type {kind!r}: positions are scaled by the longest that "
             "a process sees, and each sees its slice; set sequence_parallel to 1"
         )
+
+
+def check_tensor_parallel(described: Any, size: int) -> None:
+    """ConfigError for a Hugging Face config whose model `size` processes cannot share out in vLLM."""
+    check_heads(*_num_heads(described.get_text_config()), size, option="rollout.tensor_parallel")
+
+
+def _num_heads(config: Any) -> tuple[int, int]:
+    """Of queries, of keys and values."""
+    num_heads = int(config.num_attention_heads)
+    return num_heads, int(getattr(config, "num_key_value_heads", None) or num_heads)
 
 
 class _Exchange(torch.autograd.Function):

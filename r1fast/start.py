@@ -16,7 +16,7 @@ from r1fast.metrics import MetricsLog
 from r1fast.model_size import ModelSize
 from r1fast.phase_memory import Place
 from r1fast.plan import Plan, make_plan, probe_speed
-from r1fast.preflight import check_backend, describe, roots
+from r1fast.preflight import describe, roots
 from r1fast.source import Source
 from r1fast.stop import StopRequest
 from r1fast.tiny.source import TinySource
@@ -71,12 +71,10 @@ def plan_of(config: Config) -> Plan:
     """What a run would do, from the models' configurations alone.
 
     Raises:
-        ConfigError: a model or the engine is not there.
+        ConfigError: a model is not there.
     """
     device = local_device(config)
     dtype = compute_dtype(config, device)
-    with user_input():
-        check_backend(config, config.pipeline.stages)
     model, student = model_sizes(config)
     speed = probe_speed(device, dtype)
     place = Place(

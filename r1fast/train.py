@@ -90,6 +90,7 @@ def _dry_run(config: Config) -> int:
     from rich.console import Console
 
     from r1fast.plan import print_plan
+    from r1fast.preflight import check_backend
     from r1fast.start import plan_of
 
     try:
@@ -97,6 +98,10 @@ def _dry_run(config: Config) -> int:
     except ConfigError as error:
         return _refuse(error)
     print_plan(plan, Console())
+    try:
+        check_backend(config, config.pipeline.stages)
+    except ValueError as error:  # a plan may be for other machines
+        print(f"r1fast: here it would not start: {error}", file=sys.stderr, flush=True)
     return 0
 
 

@@ -268,21 +268,26 @@ def score(
 ) -> list[Tensor]:
     """Log-probs of the completion tokens of each batch at `temperature`: fp32 [C] per batch, on the policy's device.
 
-    `beat` is called before each.
+    `beat` is called before each. Collective where ZeRO 3 has shared the policy's weights out.
     """
+    if policy.shards is not None:
+        return policy.shards.score(batches, temperature=temperature, logprobs=logprobs, beat=beat)
     scores = []
     for batch in batches:
         beat("micro-batch to score")
-        if not len(batch.targets):
-            scores.append(torch.zeros(0, device=policy.device))
-            continue
-        if logprobs is not None:
-            scores.append(logprobs(policy, batch, temperature)[0])
-            continue
-        index, targets = (x.to(policy.device, non_blocking=True) for x in (batch.predictor_index, batch.targets))
-        hidden_CD = policy.hidden(batch).index_select(0, index)
-        scores.append(linear_logprob(hidden_CD, policy.head_weight, targets, temperature=temperature).logp)
+        scores.append(score_batch(policy, batch, temperature=temperature, logprobs=logprobs))
     return scores
+
+
+def score_batch(policy: Policy, batch: Batch, *, temperature: float, logprobs: Logprobs | None = None) -> Tensor:
+    """Of one batch; gradients are recorded unless the caller turns them off."""
+    if not len(batch.targets):
+        return torch.zeros(0, device=policy.device)
+    if logprobs is not None:
+        return logprobs(policy, batch, temperature)[0]
+    index, targets = (x.to(policy.device, non_blocking=True) for x in (batch.predictor_index, batch.targets))
+    hidden_CD = policy.hidden(batch).index_select(0, index)
+    return linear_logprob(hidden_CD, policy.head_weight, targets, temperature=temperature).logp
 
 
 def global_denominator(

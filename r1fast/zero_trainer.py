@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore
+from torch import Tensor
 
 from r1fast.bad_step import require_good
 from r1fast.config import ConfigError, OptimizerConfig
@@ -24,20 +21,21 @@ from r1fast.distributed import Ranks, merge
 from r1fast.distributed_config import DistributedConfig
 from r1fast.kernels.grpo_loss import PolicyLoss
 from r1fast.optimizers import MOMENTS, adamw_groups, check_form, import_deepspeed, make_optimizer, plain_groups
-from r1fast.packing import pack
 from r1fast.policy import Policy
-from r1fast.records import Batch, Sequence
+from r1fast.records import Batch
 from r1fast.schedule import at
-from r1fast.trainer import Logprobs, check_step, micro_batch_loss, to_floats
+from r1fast.sharded import ZeroForward, join_alone, one_token, track
+from r1fast.trainer import Logprobs, check_step, to_floats
+from r1fast.whole import whole_shape
 from r1fast.zero_config import deepspeed_options
 from r1fast.zero_state import ZeroState
 
 
 class ZeroTrainer:
-    """`Trainer` on DeepSpeed. `policy.module` stays whole on every process: rollouts and scoring read it.
+    """`Trainer` on DeepSpeed. A `policy.module` that is whole stays so on every process: rollouts and scoring read it.
 
-    With ZeRO 0 to 2 it is what is trained; with ZeRO 3 a sharded copy of it is, gathered into it after every step.
-    Every method is collective.
+    With ZeRO 0 to 2 it is what is trained; with ZeRO 3 a sharded copy of it is, gathered into it after every step. A
+    policy with `shards` is trained as it is. Every method is collective.
     """
 
     def __init__(
@@ -54,6 +52,7 @@ class ZeroTrainer:
         self.policy, self.config, self.ranks = policy, optimizer, ranks or Ranks()
         self.num_steps = 0
         self._sharded, self._whole = distributed.zero_stage == 3, distributed.zero_stage == 0
+        self._copies = self._sharded and policy.shards is None
         self._on_disk = "nvme" in (distributed.offload_optimizer, distributed.offload_parameters)
         if self._whole and policy.dtype != torch.float32:
             raise ConfigError(
@@ -61,27 +60,31 @@ class ZeroTrainer:
                 "sums up float32 gradients for them from zero_stage = 1 on; use 1, or distributed.engine = 'torch', "
                 "which shares nothing out either"
             )
-        trained = replace(policy, module=copy.deepcopy(policy.module)) if self._sharded else policy
+        trained = replace(policy, module=copy.deepcopy(policy.module)) if self._copies else policy
         named = [(name, p) for name, p in trained.module.named_parameters() if p.requires_grad]
         if not named:
             raise ValueError("the policy has no trainable parameter; a copy() is frozen, train the original")
         self.names = [name for name, _ in named]
         self.parameters = [p for _, p in named]
-        self._shapes = [p.shape for p in self.parameters]
+        self._shapes = [whole_shape(p) for p in self.parameters]
         self._own = dict(policy.module.named_parameters())
-        for parameter in self._own.values():
-            self.ranks.broadcast_(parameter.data)
-        _join_alone(self.ranks)
+        if policy.shards is None:
+            for parameter in self._own.values():
+                self.ranks.broadcast_(parameter.data)
+        join_alone(self.ranks)
         # faster on a CPU; on a GPU the step counts, which `ZeroState.link` makes on the host, would have to be there
         fused = policy.device.type == "cpu"
         inner = make_optimizer(adamw_groups(self.parameters), optimizer, fused=fused)
-        self._group_shapes = [[p.shape for p in group["params"]] for group in inner.param_groups]
+        self._group_shapes = [[whole_shape(p) for p in group["params"]] for group in inner.param_groups]
         self.engine, *_ = self.deepspeed.initialize(
-            model=_Loss(trained, logprobs),
+            model=ZeroForward(trained, logprobs),
             optimizer=inner,
             config=deepspeed_options(distributed, str(policy.dtype).removeprefix("torch.")),
             dist_init_required=None,
         )
+        track(self.engine)
+        if policy.shards is not None:
+            policy.shards.engine = self.engine
         self.held = ZeroState(self.engine, distributed.zero_stage)
         self._clip = _Clip(self.parameters)
         if self._whole:
@@ -206,7 +209,7 @@ class ZeroTrainer:
     def _backward_nothing(self, factor: float, settings: dict[str, Any]) -> None:
         """Take part in a round without a micro-batch: the gradient of one token times `factor`."""
         with self.ranks.pulse.together("ZeRO forward"):
-            value, _ = self.engine(_one_token(), None, None, **{**settings, "options": PLAIN})
+            value, _ = self.engine(one_token(), None, None, **{**settings, "options": PLAIN})
         self._backward(value * factor)
 
     def _update(self, lr: float, sums: dict[str, float]) -> float:
@@ -229,7 +232,7 @@ class ZeroTrainer:
     @torch.no_grad()
     def _gather(self) -> None:
         """Copy ZeRO 3's parameters into the policy, one at a time."""
-        if not self._sharded:
+        if not self._copies:
             return
         for name, parameter in zip(self.names, self.parameters, strict=True):
             self.ranks.pulse.beat("parameter gathered")
@@ -239,6 +242,9 @@ class ZeroTrainer:
     def _set_rounded(self, parameter: Tensor, value: Tensor) -> None:
         if not self._sharded:
             parameter.copy_(value)
+            return
+        if self.policy.shards is not None:
+            self.policy.shards.set(parameter, value)
             return
         with self.deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             if self.ranks.rank == 0:
@@ -272,31 +278,3 @@ class _Clip:
 
 
 PLAIN = PolicyLoss(objective="nll", kl="none", kl_coef=0.0, aggregate="token_mean")
-
-
-class _Loss(nn.Module):
-    """The model and its loss as one module: ZeRO 3 gathers the head's weight only inside a module's forward."""
-
-    def __init__(self, policy: Policy, logprobs: Logprobs | None) -> None:
-        super().__init__()
-        self.model = policy.module
-        self._policy, self._logprobs = policy, logprobs
-
-    def forward(
-        self, batch: Batch, old: Tensor | None, ref: Tensor | None, **settings: Any
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """As `micro_batch_loss`."""
-        return micro_batch_loss(self._policy, batch, old, ref, logprobs=self._logprobs, **settings)
-
-
-def _join_alone(ranks: Ranks) -> None:
-    """DeepSpeed wants a process group even of one, and a launcher's variable."""
-    os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
-    if ranks.world_size == 1 and not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if ranks.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-
-
-def _one_token() -> Batch:
-    sequence = Sequence(token_ids=torch.zeros(2, dtype=torch.int64), num_prompt_tokens=1, advantage=0.0)
-    return pack([sequence], micro_batch_tokens=2)[0]

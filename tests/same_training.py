@@ -7,6 +7,7 @@ was found alone, and ranks tell each other what they have found.
 from __future__ import annotations
 
 import copy
+import json
 import os
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,8 +28,10 @@ from r1fast.kernels.group_advantage import group_advantage
 from r1fast.kernels.grpo_loss import PolicyLoss
 from r1fast.metrics import ratios
 from r1fast.packing import pack
+from r1fast.policy import Policy
 from r1fast.records import Prompt, Rollout, ScoredRollout
 from r1fast.sequence_parallel import SequenceLogprobs
+from r1fast.sharded import Shards
 from r1fast.stages.minibatches import Minibatch, Packing, as_sequence, split_rollout
 from r1fast.trainer import Logprobs, Trainer, global_denominator, score
 from r1fast.trainers import AnyTrainer
@@ -38,7 +41,8 @@ STEPS, LR = 5, 1e-3
 # eps: a gradient that is rounding alone must not become a whole step
 OPTIMIZER = OptimizerConfig(max_grad_norm=0.5, weight_decay=0.1, eps=1e-4)
 LOSS = PolicyLoss(objective="clip", kl="none", kl_coef=0.0, clip_low=0.2, clip_high=0.3, entropy_coef=0.01)
-ENGINES = ("torch", "0", "1", "2", "3")  # or a stage of ZeRO and where masters and moments live, "2 cpu"
+# torch, or a stage of ZeRO and where masters and moments live ("2 cpu"), or that nobody holds the weights ("3 shared")
+ENGINES = ("torch", "0", "1", "2", "3", "3 shared")
 
 
 @dataclass(frozen=True)
@@ -146,8 +150,14 @@ def train(case: Case, trainer: AnyTrainer, ranks: Ranks, logprobs: Logprobs | No
         "first gradient": flat(first),
         "gradients": flat([one["exp_avg"] for one in state["optimizer"]["state"].values()]),
         "masters": flat(state["masters"]),
-        "policy": flat([p.detach() for p in trainer.policy.module.parameters()]),
+        "policy": flat(whole_parameters(trainer.policy)),
     }
+
+
+def whole_parameters(policy: Policy) -> list[Tensor]:
+    if policy.shards is not None:
+        return [value.clone() for _, value in policy.shards.parameters()]
+    return [p.detach() for p in policy.module.parameters()]
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
@@ -207,9 +217,13 @@ def check_same(
             trainers[engine] = Trainer(tiny_policy(**model), OPTIMIZER, ranks=ranks, logprobs=logprobs)
         else:
             stage, _, place = engine.partition(" ")
-            offload: Any = place or "none"
+            offload: Any = place if place == "cpu" else "none"
             distributed = DistributedConfig(engine="deepspeed", zero_stage=int(stage), offload_optimizer=offload)
-            trainers[engine] = ZeroTrainer(tiny_policy(**model), OPTIMIZER, distributed, ranks=ranks, logprobs=logprobs)
+            policy = tiny_policy(**model)
+            if place == "shared":
+                distributed = replace(distributed, deepspeed_config=str(nothing_persists(directory, ranks)))
+                Shards(policy, distributed, ranks)
+            trainers[engine] = ZeroTrainer(policy, OPTIMIZER, distributed, ranks=ranks, logprobs=logprobs)
     seen = {"idle ranks": 0, "unequal": 0}
 
     @settings(
@@ -247,6 +261,16 @@ def check_same(
     (directory / f"done-{ranks.world_size}-{sharing}-{rank}").touch()
     ranks.barrier()
     os._exit(0)  # DeepSpeed's own groups end with the process
+
+
+def nothing_persists(directory: Path, ranks: Ranks) -> Path:
+    """DeepSpeed's options for a model this small to be treated as a large one: gathered, ahead of time, and let go."""
+    path = directory / "deepspeed.json"
+    if ranks.rank == 0:
+        options = {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 20_000}
+        path.write_text(json.dumps({"zero_optimization": options}))
+    ranks.barrier()
+    return path
 
 
 def blank(trainer: Trainer) -> dict[str, Any]:

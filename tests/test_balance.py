@@ -61,6 +61,13 @@ def test_an_item_goes_to_another_rank_where_the_least_loaded_has_no_room() -> No
     assert [[sum(costs[n] for n in bin_) for bin_ in bins] for bins in plan] == [[100], [100]]
 
 
+def test_micro_batches_that_must_all_be_full_are_filled_by_choice() -> None:
+    """Best-fit puts 50 with 40 and then has nothing for the others: 60 + 40, 50 + 30 + 20 and 45 + 35 + 20 is all."""
+    costs = [60, 50, 45, 40, 35, 30, 20, 20]
+    plan = spread(costs, num_ranks=3, micro_batch_tokens=100)
+    assert [[sum(costs[n] for n in bin_) for bin_ in bins] for bins in plan] == [[100], [100], [100]]
+
+
 def test_ranks_without_items_and_a_bad_budget() -> None:
     assert spread([], num_ranks=2, micro_batch_tokens=8) == [[], []]
     assert spread([5], num_ranks=3, micro_batch_tokens=8) == [[[0]], [], []]

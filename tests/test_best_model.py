@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,9 +43,13 @@ def offer(best: BestModel, step: int, accuracy: float) -> dict[str, float]:
     def write(directory: Path) -> None:
         (directory / "model.safetensors").write_text(str(step))
 
-    found = best.offer(step, {"dev/accuracy": accuracy, "dev/format": 1.0}, write)
+    found = best.offer(step, {"dev/accuracy": accuracy, "dev/format": 1.0}, lambda: write)
     assert ("time/best_s" in found) == bool(found)
     return {name: value for name, value in found.items() if not name.startswith("time/")}
+
+
+def never() -> Callable[[Path], None]:
+    raise AssertionError("nothing is to be gathered for a model that is not kept")
 
 
 def kept(context: RunContext) -> tuple[str, dict[str, object]]:
@@ -89,7 +93,7 @@ def test_another_metric_begins_anew_and_a_damaged_record_is_named(context: RunCo
 def test_a_reading_without_the_metric_is_said_once(context: RunContext, said: io.StringIO) -> None:
     best = BestModel(context, STAGE)
     for step in (1, 2):
-        assert best.offer(step, {"dev/format": 1.0}, lambda _: None) == {}
+        assert best.offer(step, {"dev/format": 1.0}, never) == {}
     assert said.getvalue().count("run.keep_best = 'accuracy'") == 1
     assert not (context.directory(STAGE) / "best").exists()
 
@@ -103,7 +107,7 @@ def test_a_write_that_fails_leaves_the_one_before(context: RunContext) -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        best.offer(2, {"dev/accuracy": 0.75}, full)
+        best.offer(2, {"dev/accuracy": 0.75}, lambda: full)
     assert kept(context)[0] == "1"
 
 

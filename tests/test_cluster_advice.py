@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from test_cluster import H100, plan, recipe, zero
 from test_model_size import size_of
@@ -56,10 +58,28 @@ def test_long_sequences_are_shared_by_a_group_that_divides_the_heads(size: Model
 
 def test_weights_that_fit_no_gpu_are_said_to(size: ModelSize) -> None:
     large = size_of("meta-llama/Llama-3.3-70B-Instruct")
-    told = advice(large, recipe(*zero()), 64)
+    told = advice(large, recipe(*zero()), 2)
     assert "every GPU holds the weights whole, 131.42 GiB" in told[-1]
-    assert "18.48 GiB a GPU" in told[-1]  # 18 bytes of 70.55 billion parameters over 64
-    assert "over 4 GPUs" in told[-1]
+    assert "591.37 GiB a GPU" in told[-1]  # 18 bytes of 70.55 billion parameters over 2
+    assert "over 8 GPUs" in told[-1]
+
+
+def test_weights_that_fit_no_gpu_are_shared_out(size: ModelSize) -> None:
+    large = size_of("meta-llama/Llama-3.3-70B-Instruct")
+    told = advice(large, recipe(*zero(), "--lora.rank", "8"), 64)
+    assert told[1].startswith('distributed.engine = "deepspeed" with zero_stage = 3, rollout.backend = "vllm" with ')
+    assert "rollout.tensor_parallel = 8, so that no GPU holds the weights whole, and no adapters: " in told[1]
+    assert told[-1].endswith("everything fits")
+    shared = recipe(*zero(3), "--rollout.backend", "vllm")  # each process with a whole copy in vLLM
+    assert "rollout.tensor_parallel = 8" in advice(large, shared, 64)[1]
+
+
+def test_reward_models_that_fit_no_gpu_have_no_remedy() -> None:
+    config = recipe(*zero(3), "--rollout.backend", "vllm", "--rollout.tensor_parallel", "8")
+    stages = ("base", "r1_zero", "cold_start", "sft_1", "rl_1", "rejection", "sft_2", "reward_models")
+    config = replace(config, pipeline=replace(config.pipeline, stages=stages))
+    told = advice(size_of("meta-llama/Llama-3.3-70B-Instruct"), config, 64)
+    assert "let a judge grade in RL 2" in told[-1] and len(told) == 2
 
 
 def test_latent_attention_cannot_be_sampled_and_experts_are_named() -> None:

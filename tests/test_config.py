@@ -22,7 +22,7 @@ ALL_KEYS = {
     "rl": "steps prompts_per_step general_prompts_per_step group_size updates_per_rollout temperature top_p max_tokens "
     "lr warmup_steps baseline advantage_scale reference_refresh_steps zero_variance dev_every_steps dev_problems "
     "strict",
-    "rollout": "backend rows threads cuda_graphs draft_tokens draft_rows",
+    "rollout": "backend tensor_parallel rows threads cuda_graphs draft_tokens draft_rows",
     "loss": "objective level clip_low clip_high dual_clip delta kl kl_coef correction correction_level correction_cap "
     "entropy_coef aggregate warn_gap correct_gap stop_gap",
     "sft": "steps epochs batch_size lr lr_final warmup_steps general_share dev_every_steps files",

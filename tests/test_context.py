@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,12 +137,15 @@ def test_models_are_whole_or_not_there(tmp_path: Path) -> None:
             (directory / "config.json").touch()
             raise OSError("no space left")
 
+        def save_half() -> Callable[[Path], None]:
+            return half
+
         with pytest.raises(OSError, match="no space"):
-            context.save_model("sft_1", "checkpoint", half)
+            context.save_model("sft_1", "checkpoint", save_half)
         assert not (context.directory("sft_1") / "checkpoint").exists()
-        context.save_model("sft_1", "checkpoint", context.load("base").save)
+        context.save_model("sft_1", "checkpoint", context.load("base").saver)
         assert context.load("sft_1").module.num_parameters() > 0
-        replace(context, ranks=replace(context.ranks, rank=1)).save_model("sft_1", "checkpoint", half)
+        replace(context, ranks=replace(context.ranks, rank=1)).save_model("sft_1", "checkpoint", save_half)
 
 
 def test_files_are_whole_or_not_there(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEST = "pytest -n 2 --dist loadfile"
 COMMANDS = [
     line.split("  #")[0].strip() for line in re.findall(r"^    ((?:pip|torchrun|python|pytest)\b.*)$", README, re.M)
 ]
@@ -27,14 +28,14 @@ def call(command: str, *more: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_readme_names_set_up_main_job_and_tests() -> None:
-    for command in ("pip install -e .", "torchrun -m r1fast.train", 'pip install -e ".[test]"', "pytest"):
+    for command in ("pip install -e .", "torchrun -m r1fast.train", 'pip install -e ".[test]"', TEST):
         assert command in COMMANDS
 
 
 def test_ci_installs_and_tests_by_the_readmes_commands() -> None:
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert re.search(r'pip install (--quiet )?-e "\.\[test\]"', ci)
-    assert re.search(r"^\s*pytest\b", ci, re.M)
+    assert re.search(rf"^\s*{TEST}\b", ci, re.M)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.endswith(("--help", "--dry-run"))])

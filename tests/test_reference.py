@@ -80,7 +80,7 @@ def test_adapters_off_and_as_they_were(strict: bool) -> None:
 def test_which_one_a_stage_has() -> None:
     pytest.importorskip("peft")
     policy = tiny_policy()
-    assert make_reference(policy, Config(loss=LossConfig(kl="none"))) is None
-    assert isinstance(make_reference(policy, Config()), CopiedReference)
+    assert make_reference(policy, Config(loss=LossConfig(kl="none")), tiny_policy) is None
+    assert isinstance(make_reference(policy, Config(), tiny_policy), CopiedReference)
     add_adapters(policy, LoraConfig(rank=2), "key")
-    assert isinstance(make_reference(policy, Config(lora=LoraConfig(rank=2))), AdapterReference)
+    assert isinstance(make_reference(policy, Config(lora=LoraConfig(rank=2)), tiny_policy), AdapterReference)

@@ -49,7 +49,7 @@ def train_four(rank: int, directory: Path) -> None:
 
 def train_two_by_two(rank: int, directory: Path) -> None:
     """Two shares of two processes each, also where DeepSpeed holds parameters, gradients and masters."""
-    engines = ("torch", "1", "3")
+    engines = ("torch", "1", "3 shared")
     check_same(rank, directory, examples=2, engines=engines, sharing=2, gradient_checkpointing=True)
 
 

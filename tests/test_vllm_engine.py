@@ -38,7 +38,8 @@ from r1fast.rollout.engine import RolloutEngine
 from r1fast.rollout.vllm_engine import VllmEngine
 from r1fast.rollout.vllm_model import VllmModel
 from r1fast.stages.rl import run_rl
-from r1fast.start import open_source, plan_of
+from r1fast.start import open_source
+from r1fast.train import main as train
 from r1fast.trainer import Trainer
 
 HERE = util.find_spec("vllm") is not None
@@ -50,15 +51,17 @@ ON_VLLM = [*R1_ZERO, "--rollout.backend", "vllm"]
 
 
 @without_vllm
-def test_where_it_is_not_installed_every_start_says_so_in_one_line(tmp_path: Path) -> None:
+def test_where_it_is_not_installed_every_start_says_so_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = parse(ON_VLLM).config
     with pytest.raises(ConfigError) as refused:
         check_run(config, tmp_path / "run", open_source(config), device=CPU)
     message = str(refused.value)
     assert message.startswith('rollout.backend = "vllm" needs vLLM, which is not installed here: install it into an')
     assert "pip install vllm" in message and 'rollout.backend = "paged"' in message and "\n" not in message
-    with pytest.raises(ConfigError, match="not installed here"):
-        plan_of(config)
+    assert train([*ON_VLLM, "--dry-run"]) == 0
+    assert "r1fast: here it would not start: " in (shown := capsys.readouterr().err) and "not installed here" in shown
     with pytest.raises(ValueError, match="not installed here"):
         make_engine(tiny_policy(), config)
     stages = {"r1_zero": {"rollout": {"backend": "vllm"}}}
@@ -66,12 +69,6 @@ def test_where_it_is_not_installed_every_start_says_so_in_one_line(tmp_path: Pat
     with pytest.raises(ConfigError, match="not installed here"):
         check_run(only_there, tmp_path / "run", open_source(only_there), device=CPU)
     assert not list(tmp_path.iterdir())
-
-
-def test_several_processes_are_refused(tmp_path: Path) -> None:
-    config = parse(ON_VLLM).config
-    with pytest.raises(ConfigError, match=r"rollout\.backend = 'vllm' with 2 processes: it runs in one"):
-        check_run(config, tmp_path / "run", open_source(config), device=CPU, world_size=2)
 
 
 def test_a_value_that_is_no_backend_is_refused() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import multiprocessing
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from r1fast.distributed_config import DistributedConfig
 from r1fast.kernels.grpo_loss import PolicyLoss
 from r1fast.packing import pack
 from r1fast.policy import Policy
+from r1fast.sharded import end_engines
 from r1fast.trainer import Trainer, global_denominator
 from r1fast.trainers import AnyTrainer
 from r1fast.zero_trainer import ZeroTrainer
@@ -138,12 +141,22 @@ def _alone() -> None:
     wrong["names"] = wrong["names"][1:]
     with pytest.raises(ValueError, match="another model"):
         trainer.load_state_dict(wrong)
+    del policy, trainer
+    for stage, dtype in CASES:
+        policy = tiny_policy(dtype=dtype)
+        trainer = zero(policy, stage, Ranks())
+        train(trainer, range(1), Ranks())
+        left = [weakref.ref(one) for one in (policy.module, trainer, trainer.engine, trainer.engine.optimizer)]
+        del policy, trainer
+        end_engines()
+        gc.collect()
+        assert [one() for one in left] == [None] * len(left), (stage, dtype)
 
 
 def test_one_process_needs_no_launcher() -> None:
     """In a process of its own, since DeepSpeed keeps groups for as long as there is one.
 
-    And a gradient that is not finite updates nothing.
+    And a gradient that is not finite updates nothing, and an engine that is over leaves nothing behind.
     """
     worker = multiprocessing.get_context("spawn").Process(target=_alone)
     worker.start()

@@ -127,9 +127,9 @@ def _model(root: str, policy: Policy, load_s: float) -> Line:
 def _end_tokens(policy: Policy) -> Line:
     tokenizer: Any = policy.tokenizer
     shown = ", ".join(f"{tokenizer.convert_ids_to_tokens(token)!r} ({token})" for token in policy.eos_token_ids)
-    outside = [token for token in policy.eos_token_ids if token >= policy.head_weight.shape[0]]
+    outside = [token for token in policy.eos_token_ids if token >= policy.num_vocab]
     if outside:
-        value = f"{shown}: the model has {policy.head_weight.shape[0]} tokens, so {outside[0]} can never be drawn"
+        value = f"{shown}: the model has {policy.num_vocab} tokens, so {outside[0]} can never be drawn"
         return Line(
             status="fail", name="end tokens", value=value, fix="correct eos_token_id in the model's config.json"
         )

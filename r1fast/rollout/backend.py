@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from r1fast.config import Config
+from r1fast.distributed import Ranks
 from r1fast.policy import Policy
 from r1fast.rollout.engine import RolloutEngine
 from r1fast.rollout.guesses import Tally
@@ -13,20 +12,28 @@ from r1fast.rollout.vllm_engine import VllmEngine
 Engine = RolloutEngine | VllmEngine
 
 
-def make_engine(policy: Policy, config: Config, beat: Callable[[str], object] = len) -> Engine:
-    """The engine that a stage's configuration asks for; it shows its progress to `beat`.
+def make_engine(policy: Policy, config: Config, ranks: Ranks | None = None) -> Engine:
+    """The engine that a stage's configuration asks for; it shows its progress to the ranks' pulse.
 
+    `ranks`: None for a process by itself, whatever the configuration says of teams.
     Raises ValueError where it is not installed.
     """
-    engine = _make_engine(policy, config)
-    engine.beat = beat
+    engine = _make_engine(policy, config, ranks)
+    engine.beat = (ranks or Ranks()).pulse.beat
     return engine
 
 
-def _make_engine(policy: Policy, config: Config) -> Engine:
+def _make_engine(policy: Policy, config: Config, ranks: Ranks | None) -> Engine:
     rollout, seed = config.rollout, config.run.seed
     if rollout.backend == "vllm":
-        return VllmEngine(policy, rows=rollout.rows, seed=seed, threads=rollout.threads)
+        return VllmEngine(
+            policy,
+            rows=rollout.rows,
+            seed=seed,
+            threads=rollout.threads,
+            ranks=ranks,
+            tensor_parallel=rollout.tensor_parallel if ranks else 1,
+        )
     return RolloutEngine(
         policy,
         rows=rollout.rows,

@@ -57,7 +57,7 @@ class DecodeBatch:
     ) -> None:
         self.policy, self.store, self.tables = policy, store, tables
         rows, device = tables.suffix_length_S.shape[0], policy.device
-        num_vocab = policy.head_weight.shape[0]
+        num_vocab = policy.num_vocab
         self.slots = Slots.allocate(
             rows=rows,
             max_tokens=max_tokens,

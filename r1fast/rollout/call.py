@@ -91,7 +91,7 @@ class Call:
     def check(self, policy: Policy) -> None:
         """Raises ValueError for prompts that are empty, repeated, of other tokens or too long for the model."""
         limit = getattr(policy.module.config.get_text_config(), "max_position_embeddings", None)
-        num_vocab = policy.head_weight.shape[0]
+        num_vocab = policy.num_vocab
         seen: set[str] = set()
         for index, prompt in enumerate(self.prompts):
             num_tokens = len(prompt.token_ids)

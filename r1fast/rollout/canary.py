@@ -43,7 +43,7 @@ class Canary:
         window = getattr(policy.module.config.get_text_config(), "max_position_embeddings", None) or NUM_TOKENS
         generator = torch.Generator().manual_seed(0)
         count = min(NUM_TOKENS, window - 1)
-        token_ids = torch.randint(policy.head_weight.shape[0], (count,), generator=generator).tolist()
+        token_ids = torch.randint(policy.num_vocab, (count,), generator=generator).tolist()
         return Canary(policy, token_ids, TOLERANCE[policy.dtype])
 
     def own(self) -> Tensor:

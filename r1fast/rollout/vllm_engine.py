@@ -1,4 +1,4 @@
-"""The rollout engine's interface on vLLM, in this process: an optional backend for models that the paged cache refuses.
+"""The rollout engine's interface on vLLM, in the trainer's processes: for models that the paged cache refuses.
 
 It has a copy of the weights beside the trainer's, so memory holds them twice, and they are pushed whenever they have
 changed; a canary prompt is compared after every push. Tokens are drawn by our sampler from vLLM's logits, so a Rollout
@@ -9,15 +9,18 @@ trainer's (the metrics say how far); runs repeat on the same machine, and a resu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
 
+from r1fast.distributed import Ranks
 from r1fast.ops.checks import PAGE_TOKENS
 from r1fast.policy import Policy
-from r1fast.records import Prompt
+from r1fast.records import Prompt, Rollout
 from r1fast.rollout.call import Call
 from r1fast.rollout.canary import Canary
 from r1fast.rollout.completions import Completions
@@ -31,18 +34,28 @@ class VllmEngine(EngineCalls["_Running"]):
     """`RolloutEngine` on vLLM: the same calls, the same records. It starts with the first call.
 
     `rows`: most sequences at a time; `cache_bytes`: of vLLM's KV cache (None: as much as the calls can use, within half
-    of what is free; vLLM starts anew for the first call that can use more). Raises ValueError where vLLM is not
-    installed.
+    of what is free; vLLM starts anew for the first call that can use more). Of several processes `tensor_parallel`
+    neighbours are a team: each gives prompts of its own and gets their groups, all of them compute each other's. Every
+    method is collective over all processes then. Raises ValueError where vLLM is not installed.
     """
 
     def __init__(
-        self, policy: Policy, *, rows: int, seed: int, threads: int = 0, cache_bytes: int | None = None
+        self,
+        policy: Policy,
+        *,
+        rows: int,
+        seed: int,
+        threads: int = 0,
+        cache_bytes: int | None = None,
+        ranks: Ranks | None = None,
+        tensor_parallel: int = 1,
     ) -> None:
         if rows < 1:
             raise ValueError(f"rows must be at least 1, got {rows}; set rollout.rows to what memory allows")
         check_vllm()
         self.policy, self.rows, self.seed, self.cache_bytes = policy, rows, seed, cache_bytes
-        self.threads = threads
+        self.threads, self.ranks, self.tensor_parallel = threads, ranks or Ranks(), tensor_parallel
+        check_teams(tensor_parallel, self.ranks.world_size)
         self.canary = Canary.of(policy)
         self.num_pushes = 0
         self._book = Book()
@@ -64,6 +77,34 @@ class VllmEngine(EngineCalls["_Running"]):
     def wake(self) -> None:
         """Start vLLM and push the weights now, rather than at the next call."""
         self._ready()
+
+    @torch.no_grad()
+    def groups(
+        self, prompts: list[Prompt], group_size: int, sampling: Sampling, max_tokens: Sequence[int] | None = None
+    ) -> Generator[list[Rollout], None, None]:
+        """See `EngineCalls.groups`; a prompt may be asked for by one process of a team."""
+        if self.ranks.world_size == 1:
+            yield from super().groups(prompts, group_size, sampling, max_tokens)
+            return
+        limits = list(max_tokens) if max_tokens is not None else [sampling.max_tokens] * (len(prompts) * group_size)
+        asked = self.ranks.gather_objects([(Prompt(id=p.id, text="", token_ids=p.token_ids)) for p in prompts])
+        given = self.ranks.gather_objects(limits)
+        teams = [slice(first, first + self.tensor_parallel) for first in range(0, len(asked), self.tensor_parallel)]
+        calls = [
+            Call.of(list(chain(*asked[team])), group_size, sampling, self.seed, list(chain(*given[team])))
+            for team in teams
+            if any(asked[team])
+        ]
+        if not calls:
+            return
+        # what is pushed is everyone's, and a team's caches are of one size: all start anew, or none does
+        self._ready(max(self._tokens_at_most(call) for call in calls))
+        team = teams[self.ranks.rank // self.tensor_parallel]
+        own = {prompt.id: prompt for prompt in prompts}
+        everyone = list(chain(*asked[team]))
+        for group in super().groups(everyone, group_size, sampling, list(chain(*given[team]))):
+            if prompt := own.get(group[0].prompt.id):
+                yield [replace(rollout, prompt=prompt) for rollout in group]
 
     def _begin(
         self, prompts: list[Prompt], group_size: int, sampling: Sampling, max_tokens: Sequence[int] | None
@@ -96,8 +137,16 @@ class VllmEngine(EngineCalls["_Running"]):
             if self.cache_bytes is None:
                 self._drop()
         if self._model is None:
-            cache_bytes = self.cache_bytes or cache_bytes_for(self.policy, self._cache_tokens)
-            self._model = VllmModel(self.policy, rows=self.rows, cache_bytes=cache_bytes, book=self._book)
+            ranks, team = self.ranks, self.tensor_parallel
+            cache_bytes = self.cache_bytes or cache_bytes_for(self.policy, self._cache_tokens, ranks, team)
+            self._model = VllmModel(
+                self.policy,
+                rows=self.rows,
+                cache_bytes=cache_bytes,
+                book=self._book,
+                ranks=ranks,
+                tensor_parallel=team,
+            )
             self._pushed = None
             self.canary.forget()
         weights = self._weights()
@@ -119,7 +168,9 @@ class VllmEngine(EngineCalls["_Running"]):
             raise RuntimeError(f"vLLM failed on the canary prompt of {name} ({first_line})") from error
 
     def _weights(self) -> Any:
-        """Changes with every step and every write in place."""
+        """Changes with every step and every write in place; alike on every process where they share the weights."""
+        if self.policy.shards is not None:
+            return self.policy.version, self.policy.shards.num_sets
         return self.policy.version, [(p.data_ptr(), p._version) for p in self.policy.module.parameters()]
 
     def _layers(self) -> AbstractContextManager[None]:
@@ -138,13 +189,22 @@ class VllmEngine(EngineCalls["_Running"]):
             model.close()
 
 
+def check_teams(tensor_parallel: int, world_size: int) -> None:
+    """ValueError where the processes are no whole number of teams."""
+    if world_size % tensor_parallel:
+        raise ValueError(
+            f"rollout.tensor_parallel = {tensor_parallel} does not divide {world_size} processes; start a multiple of "
+            f"{tensor_parallel}, or set it to 1"
+        )
+
+
 class _Running:
     """One call. `missing`: its samples that have not ended; `is_stepping` stays true where a step has raised."""
 
     def __init__(self, policy: Policy, call: Call, model: VllmModel) -> None:
         self.call, self.model = call, model
         self.completions = Completions(policy, call)
-        self._eos = [token for token in policy.eos_token_ids if token < policy.head_weight.shape[0]]
+        self._eos = [token for token in policy.eos_token_ids if token < policy.num_vocab]
         self.draws = Draws(call, tuple(self._eos))
         self.is_stepping = False
         self._num_read = dict.fromkeys(range(len(call.max_tokens)), 0)  # tokens that have no stop string

@@ -21,8 +21,8 @@ def run_cold_start(context: RunContext, stage: str) -> dict[str, float]:
     config = context.config.for_stage(stage)
     options = config.cold_start
     with context.stop.interruptible():
-        policy = context.load("r1_zero")
-        engine = make_engine(policy, config, context.ranks.pulse.beat)
+        policy = context.load("r1_zero", user=stage)
+        engine = make_engine(policy, config, context.ranks)
         prompts = context.prompts(policy, context.source.prompts("train")[: options.prompts])
         rewriting = make_rewriting(context, config)
     min_language = options.min_language if rewriting is None else 0.0  # else of what the rewriting makes of it

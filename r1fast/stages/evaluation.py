@@ -48,11 +48,14 @@ def run_evaluation(context: RunContext, stage: str) -> dict[str, Any]:
             table[row], per_problem[row] = before["row"], before["per_problem"]
         else:
             with context.stop.interruptible():
-                policy = context.load(origin)
+                policy = context.load(origin, user=stage)
                 reading = _read(context, policy, stage)
+            tokenizer = policy.tokenizer
+            del policy
+            context.free()
             table[row], per_problem[row] = reading.row, reading.per_problem
             if context.ranks.rank == 0:
-                write_lines(folder / f"samples-{row}.jsonl", sample_rows(reading, policy.tokenizer))
+                write_lines(folder / f"samples-{row}.jsonl", sample_rows(reading, tokenizer))
                 write_json(folder / f"reading-{row}.json", {"row": reading.row, "per_problem": reading.per_problem})
             progress.save_part(f"reading-{row}", {"row": reading.row, "per_problem": reading.per_problem})
         shown = ("pass@1", "accuracy_any", "format", "language", "tokens")
@@ -73,7 +76,7 @@ def run_evaluation(context: RunContext, stage: str) -> dict[str, Any]:
 
 def _read(context: RunContext, policy: Policy, stage: str) -> Reading:
     config = context.config.for_stage(stage)
-    engine = make_engine(policy, config, context.ranks.pulse.beat)
+    engine = make_engine(policy, config, context.ranks)
     try:
         return _read_with(context, engine, policy, config, stage)
     finally:

@@ -25,8 +25,8 @@ def run_rejection(context: RunContext, stage: str) -> dict[str, float]:
     config = context.config.for_stage(stage)
     options = config.rejection
     with context.stop.interruptible():
-        policy = context.load("rl_1")
-        engine = make_engine(policy, config, context.ranks.pulse.beat)
+        policy = context.load("rl_1", user=stage)
+        engine = make_engine(policy, config, context.ranks)
         prompts = context.prompts(policy, context.source.prompts("train")[-options.prompts :])
 
     def verdict_and_text(item: ScoredRollout) -> tuple[str, str]:

@@ -93,7 +93,7 @@ def _train(
             progress.step_done(offset + training.step, state, alone=not training.optimizer.shared)
     with context.ranks.pulse.during("evaluation"):
         accuracy = held_out_accuracy(context, model, kind, options.held_out_pairs, seed)
-    context.save_model(stage, kind, model.save)
+    context.save_model(stage, kind, lambda: model.save)
     return accuracy
 
 

@@ -124,7 +124,7 @@ def make_rewriting(context: RunContext, config: Config) -> Rewriting | None:
 
 def _base_model(context: RunContext, config: Config) -> Writer:
     policy = context.load("base", stage=CONVERSATION)
-    engine = make_engine(policy, config, context.ranks.pulse.beat)
+    engine = make_engine(policy, config, context.ranks)
     greedy = Sampling(temperature=0.0, max_tokens=config.cold_start.max_tokens, stage="rewrite", visit=0)
 
     def write(instructions: Sequence[Prompt]) -> list[str]:

@@ -75,11 +75,14 @@ class RLLoop:
         self.logprobs: Logprobs | None = strict_logprobs if rl.strict else None
         if self.ranks.sequence_parallel > 1:
             self.logprobs = SequenceLogprobs(self.ranks)
-        self.reference = make_reference(self.policy, self.config)
+        idles = self.config.optimizer.offload_idle_models
+        self.reference = make_reference(
+            self.policy, self.config, lambda: context.load(START[stage], stage=stage, idles=idles)
+        )
         self.trainer = make_trainer(self.policy, self.config, self.ranks, self.logprobs)
         self.gap = LogpGap(self.config.loss, context.console.warn, strict=rl.strict)
         self.guard = StepGuard(self.config.faults, stage, context.console.warn)
-        self.engine = make_engine(self.policy, self.config, context.ranks.pulse.beat)
+        self.engine = make_engine(self.policy, self.config, context.ranks)
         self.judge: Judge | None = None
         self.scorer = Scorer(
             self.config.rewards,
@@ -224,7 +227,7 @@ class RLLoop:
             values["time/tokens_per_s"] = num_tokens / times["time/rollout_s"]
         if rl.dev_every_steps and (self.step % rl.dev_every_steps == 0 or self.step == rl.steps):
             values |= self._dev_evaluation()
-            values |= self.best.offer(self.step, self.last_dev, self.policy.save)
+            values |= self.best.offer(self.step, self.last_dev, self.policy.saver)
         self.context.log(self.stage, self.step, values)
         self.history.append(values)
         if self.step % DIAGNOSE_EVERY_STEPS == 0:
@@ -299,7 +302,7 @@ class RLLoop:
         """This rank's share of the mini-batches, one per optimizer step, into which all ranks' rollout is split."""
         packing = Packing(
             micro_batch_tokens=self.config.optimizer.micro_batch_tokens,
-            num_vocab=self.policy.head_weight.shape[0],
+            num_vocab=self.policy.num_vocab,
             # on CUDA varlen_attn runs whole sequences; slices have no parents
             share_prompts=self.policy.device.type == "cpu" and self.ranks.sequence_parallel == 1,
             skip=self.config.rl.zero_variance == "skip",

@@ -49,7 +49,7 @@ def run_sft(context: RunContext, stage: str) -> dict[str, float]:
         trainer = make_trainer(policy, config, ranks, logprobs)
     steps = num_steps(config, len(sequences))
     stream = Stream(sequences, f"{stage} {config.run.seed}")
-    num_vocab = policy.head_weight.shape[0]
+    num_vocab = policy.num_vocab
     packing = Packing(micro_batch_tokens=config.optimizer.micro_batch_tokens, num_vocab=num_vocab)
     progress, best, first_step = Progress(context, stage), BestModel(context, stage), 0
     guard = StepGuard(config.faults, stage, context.console.warn)
@@ -78,7 +78,7 @@ def run_sft(context: RunContext, stage: str) -> dict[str, float]:
             times["time/save_s"] = progress.take_save_s()
             if is_due(config, step + 1, steps):
                 reading = read_dev(context, policy, config)
-                times |= {**reading, **best.offer(step + 1, reading, policy.save)}
+                times |= {**reading, **best.offer(step + 1, reading, policy.saver)}
             context.log(stage, step + 1, {**ratios(sums), "lr": rate, **guard.figures(), **own.figures, **times})
             state = partial(_state, trainer, guard.state_dict())
             progress.step_done(step + 1, state, alone=config.distributed.engine == "torch")
@@ -100,7 +100,7 @@ def read_dev(context: RunContext, policy: Policy, config: Config) -> dict[str, f
     """What `dev_reading` finds, and how long it took."""
     start = time.perf_counter()
     prompts = context.prompts(policy, context.source.prompts("dev")[: config.rl.dev_problems])
-    engine = make_engine(policy, config, context.ranks.pulse.beat)
+    engine = make_engine(policy, config, context.ranks)
     try:
         reading = dev_reading(context, engine, prompts, config)
     finally:

@@ -1,0 +1,33 @@
+"""What must hold between the options of [rollout] and a stage."""
+
+from __future__ import annotations
+
+from r1fast.config import RL_STAGES, Config, ConfigError
+
+
+def check_rollout(config: Config, stage: str) -> None:
+    """Refuse what an engine cannot do; ConfigError with value, constraint and fix."""
+    rollout = config.rollout
+    if rollout.tensor_parallel > 1 and rollout.backend != "vllm":
+        raise ConfigError(
+            f"stages.{stage}.rollout.tensor_parallel = {rollout.tensor_parallel} is vLLM's, and rollout.backend is "
+            f"{rollout.backend!r}: use 'vllm', or set it to 1"
+        )
+    if stage not in RL_STAGES:
+        return
+    for key, rows in (("rows", rollout.rows), ("draft_rows", rollout.draft_rows)):
+        if rows % 16:
+            raise ConfigError(
+                f"stages.{stage}.rollout.{key} = {rows} must be a multiple of 16 (samples depend on the batch "
+                f"otherwise); give {rows // 16 * 16 + 16}"
+            )
+    if rollout.draft_tokens and rollout.backend != "paged":
+        raise ConfigError(
+            f"stages.{stage}.rollout.draft_tokens = {rollout.draft_tokens} is of the paged engine, and rollout.backend "
+            f"is {rollout.backend!r}; use 'paged', or set draft_tokens to 0"
+        )
+    if config.rl.strict and rollout.backend != "paged":
+        raise ConfigError(
+            f"stages.{stage}.strict = true makes the paged engine's log-probs the trainer's, and rollout.backend is "
+            f"{rollout.backend!r}; use 'paged', or set strict to false"
+        )
