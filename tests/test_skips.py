@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import run_two
+from processes import run_groups
 from test_zero_trainer import CLIP, OPTIMIZER, flat
 from tiny_model import random_sequences, tiny_policy
 
@@ -54,9 +54,9 @@ def _rank_main(rank: int, directory: Path) -> None:
 
 
 @pytest.mark.slow
-def test_all_ranks_skip_what_one_of_them_has_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_ranks_skip_what_one_of_them_has_seen(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
-    run_two(_rank_main, tmp_path, monkeypatch)
+    run_groups([(2, _rank_main)], tmp_path)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     for case in CASES:
         metrics, weights, num_skipped, version = first[case]

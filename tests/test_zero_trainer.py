@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import run_two
+from processes import run_groups
 from tiny_model import random_sequences, tiny_policy
 from torch import Tensor
 
@@ -90,7 +90,7 @@ def _rank_main(rank: int, directory: Path) -> None:
     ranks.shutdown()
 
 
-def test_zero_trains_saves_and_resumes_like_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zero_trains_saves_and_resumes_like_one_process(tmp_path: Path) -> None:
     alone: dict[torch.dtype, tuple[list[dict[str, float]], Tensor]] = {}
     for dtype in (torch.float32, torch.bfloat16):
         policy = tiny_policy(dtype=dtype)
@@ -99,7 +99,7 @@ def test_zero_trains_saves_and_resumes_like_one_process(tmp_path: Path, monkeypa
         if dtype == torch.float32:
             torch.save(state_of(trainer), tmp_path / "half.pt")
         alone[dtype] = metrics + train(trainer, range(HALF, STEPS), Ranks()), flat(policy)
-    run_two(_rank_main, tmp_path, monkeypatch)
+    run_groups([(2, _rank_main)], tmp_path)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     for stage, dtype in CASES:
         metrics, weights, state, version = first[f"{stage} {dtype}"]
