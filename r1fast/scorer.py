@@ -25,6 +25,7 @@ ModelReward = Callable[[Sequence[Rollout]], Sequence[float | Score]]
 
 # The rewards that judge an answer; the self-test requires 1 of them for the gold answer.
 _JUDGES = ("accuracy", "accuracy_in_format", "gym", "code", "code_partial")
+_CHECKED = (*_JUDGES, "accuracy_any")  # rewards of ours that verifiers may have to decide
 _MIN_SCORES_TO_ABORT = 64
 
 
@@ -64,6 +65,7 @@ class Scorer:
         self._max_error_share = max_error_share
         self._pulse = pulse or Pulse()
         self._pool = VerifierPool(num_workers=num_workers, timeout_s=timeout_s)
+        self._early: dict[Check, Future[Score]] = {}  # begun before their groups had ended
         self._tallies: dict[str, _Tally] = {}
         self._waited_s = self._verified_s = 0.0
         known = {*self._rules, *self._model_rewards}
@@ -97,6 +99,19 @@ class Scorer:
             for part in begun.values():
                 part.cancel()
             raise
+        finally:
+            while self._early:
+                self._early.popitem()[1].cancel()
+
+    def foresee(self, rollout: Rollout) -> None:
+        """Let verifiers begin with a completion whose group has not ended; `submit` of the group takes what they find.
+
+        For `RolloutEngine.on_sample` while `score_groups` runs.
+        """
+        for name in self._table(rollout.prompt):
+            score = self._rules[name](rollout.prompt, rollout) if name in _CHECKED else None
+            if isinstance(score, Check) and score not in self._early:
+                self._early[score] = self._pool.submit(score)
 
     def submit(self, rollouts: Sequence[Rollout]) -> Begun:
         """Begin to score rollouts: rule rewards at once, verifiers in the background."""
@@ -117,7 +132,9 @@ class Scorer:
                 self._pulse.beat(name)
                 parts[place][name] = score  # also for a check, so that the table's order is kept
         # strict and lenient accuracy often ask the same question
-        futures = {check: self._pool.submit(check) for check in dict.fromkeys(check for *_, check in asked)}
+        checks = dict.fromkeys(check for *_, check in asked)
+        early, ask = self._early, self._pool.submit
+        futures = {check: early.pop(check) if check in early else ask(check) for check in checks}
         return Begun(list(rollouts), parts, [(place, name, futures[check]) for place, name, check in asked])
 
     def result(self, begun: Sequence[Begun], step: int = 0) -> list[ScoredRollout]:

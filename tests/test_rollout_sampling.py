@@ -86,3 +86,19 @@ def test_a_stop_string_cuts_exactly(policy: Policy, monkeypatch: pytest.MonkeyPa
 def test_nothing_left_to_draw_is_an_error(policy: Policy) -> None:
     with pytest.raises(ValueError, match="no token may be drawn"):
         _generate(policy, bad_token_ids=tuple(range(NUM_VOCAB)))
+
+
+def test_samples_are_shown_before_their_groups_have_ended(policy: Policy) -> None:
+    engine = RolloutEngine(policy, rows=32, seed=0)
+    shown: dict[tuple[str, int], Rollout] = {}
+    engine.on_sample = lambda rollout: shown.update({(rollout.prompt.id, rollout.sample_index): rollout})
+    limits = [3, 20, 50, 80] * len(PROMPTS)
+    sampling = Sampling(temperature=1.0, max_tokens=80, min_tokens=80, stage="rl_1", visit=0, bad_token_ids=(EOS,))
+    early = 0
+    for group in engine.groups(PROMPTS, 4, sampling, limits):
+        for rollout in group:
+            if seen := shown.pop((rollout.prompt.id, rollout.sample_index), None):
+                early += 1
+                assert seen.text == rollout.text and torch.equal(seen.token_ids, rollout.token_ids)
+    assert early == 3 * len(PROMPTS)  # all but the last of every group
+    assert not shown

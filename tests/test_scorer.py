@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Generator, Sequence
 from concurrent.futures import wait
 from dataclasses import replace
@@ -10,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from r1fast.records import Prompt, Rollout, ScoredRollout
+from r1fast.rewards.score import Check
 from r1fast.scorer import Begun, Scorer, written
 
 HANGS = "9^{9^{9^{9}}}"
@@ -128,6 +130,33 @@ def test_a_group_is_verified_while_others_are_generated() -> None:
     times = scorer.take_times()
     assert times["time/verify_s"] > 0.0 and times["time/score_s"] > 0.0
     assert set(scorer.take_times().values()) == {0.0}
+    scorer.close()
+
+
+def test_verifiers_begin_with_samples_whose_group_has_not_ended() -> None:
+    scorer = Scorer({"math": {"accuracy": 1.0, "accuracy_any": 0.0, "format": 0.1}}, timeout_s=30.0)
+    groups = algebra_groups(2)
+    asked: list[Check] = []
+    submit = scorer._pool.submit
+    scorer._pool.submit = lambda check: asked.append(check) or submit(check)  # type: ignore[method-assign, func-returns-value]
+
+    def generated(ahead: bool) -> Generator[list[Rollout], None, None]:
+        for group in groups:
+            for rollout in group[:-1] if ahead else ():
+                scorer.foresee(rollout)
+            assert bool(asked) == (ahead or group is not groups[0])
+            yield group
+
+    found = {}
+    for ahead in (False, True):
+        asked.clear()
+        scored = scorer.score_groups([group[0].prompt for group in groups], generated(ahead))
+        found[ahead] = flat(scored), scorer.take_metrics(), Counter(asked)  # what was begun is not asked again
+    assert found[True] == found[False]
+    scorer.foresee(groups[0][0])
+    assert scorer._early
+    scorer.score_groups([], (group for group in groups[:0]))
+    assert not scorer._early
     scorer.close()
 
 

@@ -20,10 +20,12 @@ class Completions:
         self.ended: dict[int, Ended] = {}
         self._missing = [call.group_size] * len(call.prompts)
         self._finished: deque[int] = deque()
+        self._fresh: deque[int] = deque()
 
     def add(self, sample: int, ended: Ended) -> None:
         """A sample of the call has ended."""
         self.ended[sample] = ended
+        self._fresh.append(sample)
         index = sample // self.call.group_size
         self._missing[index] -= 1
         if not self._missing[index]:
@@ -33,6 +35,13 @@ class Completions:
         """The groups that are whole since the last call, each in the order of its samples."""
         while self._finished:
             yield self._rollouts(self._finished.popleft())
+
+    def take_ended(self) -> Iterator[Rollout]:
+        """The samples that have ended since the last call, of groups that are not whole; they come with these, too."""
+        while self._fresh:
+            sample = self._fresh.popleft()
+            if sample in self.ended:
+                yield self._rollout(sample, self.ended[sample])
 
     def check_version(self) -> None:
         """Raises RuntimeError where the weights have changed in the middle of the call."""
@@ -67,23 +76,23 @@ class Completions:
 
     def _rollouts(self, prompt_index: int) -> list[Rollout]:
         size = self.call.group_size
-        found = [self.ended.pop(prompt_index * size + index) for index in range(size)]
-        texts = [self._before_stop(self.text(ended.token_ids.tolist())) for ended in found]
-        return [
-            Rollout(
-                prompt=self.call.prompts[prompt_index],
-                sample_index=index,
-                token_ids=ended.token_ids,
-                logp=ended.logp,
-                log_kept_mass=ended.log_kept_mass,
-                entropy=ended.entropy,
-                text=text,
-                finish_reason="stop" if ended.by_token else "length",
-                policy_version=self.version,
-                max_tokens=self.call.max_tokens[prompt_index * size + index],
-            )
-            for index, (ended, text) in enumerate(zip(found, texts, strict=True))
-        ]
+        samples = range(prompt_index * size, (prompt_index + 1) * size)
+        return [self._rollout(sample, self.ended.pop(sample)) for sample in samples]
+
+    def _rollout(self, sample: int, ended: Ended) -> Rollout:
+        prompt_index, index = divmod(sample, self.call.group_size)
+        return Rollout(
+            prompt=self.call.prompts[prompt_index],
+            sample_index=index,
+            token_ids=ended.token_ids,
+            logp=ended.logp,
+            log_kept_mass=ended.log_kept_mass,
+            entropy=ended.entropy,
+            text=self._before_stop(self.text(ended.token_ids.tolist())),
+            finish_reason="stop" if ended.by_token else "length",
+            policy_version=self.version,
+            max_tokens=self.call.max_tokens[sample],
+        )
 
     def _before_stop(self, text: str) -> str:
         places = [place for stop in self.call.sampling.stop if (place := text.find(stop)) >= 0]

@@ -38,10 +38,12 @@ R = TypeVar("R", bound=Running)
 class EngineCalls(ABC, Generic[R]):
     """`generate`, `groups` and `stream`; an engine says how a call begins, in which context it runs and how it ends.
 
-    `beat` is called after every few steps, for whoever watches that there is progress.
+    `beat` is called after every few steps, for whoever watches that there is progress. `on_sample` is shown every
+    sample that ends before its group, for whoever can begin with it.
     """
 
     beat: Callable[[str], object] = len
+    on_sample: Callable[[Rollout], object] | None = None
 
     threads: int  # of the CPU, see `cpu_threads`
 
@@ -81,11 +83,17 @@ class EngineCalls(ABC, Generic[R]):
                         fault = error
                     self.beat("decode steps")
                     yield from running.completions.take_finished()
+                    self._show_samples(running)
                     if fault is not None:
                         raise fault
                     running.completions.check_version()
         finally:
             self._end(running)
+
+    def _show_samples(self, running: R) -> None:
+        if self.on_sample is not None:
+            for rollout in running.completions.take_ended():
+                self.on_sample(rollout)
 
     @torch.no_grad()
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[int]:

@@ -106,6 +106,10 @@ class VllmEngine(EngineCalls["_Running"]):
             if prompt := own.get(group[0].prompt.id):
                 yield [replace(rollout, prompt=prompt) for rollout in group]
 
+    def _show_samples(self, running: _Running) -> None:
+        if self.ranks.world_size == 1:  # else some are another process's
+            super()._show_samples(running)
+
     def _begin(
         self, prompts: list[Prompt], group_size: int, sampling: Sampling, max_tokens: Sequence[int] | None
     ) -> _Running:

@@ -91,6 +91,7 @@ class RLLoop:
             gate=self.config.scoring.gate,
             pulse=context.ranks.pulse,
         )
+        self.engine.on_sample = self.scorer.foresee
         self.prompts = Stream(context.prompts(self.policy, context.source.prompts("train")), f"{stage} {seed}")
         self.general: Stream[Prompt] | None = None
         if rl.general_prompts_per_step != 0:
