@@ -35,7 +35,7 @@ from r1fast.sharded import Shards
 from r1fast.source import Example
 from r1fast.stages.sft import NLL, example_row, run_sft
 from r1fast.start import open_run
-from r1fast.trainer import score
+from r1fast.trainer import Trainer, score
 from r1fast.weight_sharing import shares_weights
 from r1fast.zero_trainer import ZeroTrainer
 
@@ -283,3 +283,31 @@ def test_teams_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"rollout\.tensor_parallel = 2 cannot share 3 query and 3 key/value heads"):
         check_tensor_parallel(model_config(hidden_size=66, num_attention_heads=3, num_key_value_heads=3), 2)
     check_tensor_parallel(model_config(), 4)
+
+
+def _on_a_gpu(rank: int, directory: Path) -> None:
+    ranks = start("cuda")
+    sizes: dict[str, Any] = {"hidden_size": 256, "dtype": torch.bfloat16}  # heads of 64
+    whole = tiny_policy(**sizes)
+    whole.module.to(ranks.device)
+    whole.device = ranks.device
+    own = Shards.load(lambda: tiny_policy(**sizes), ranks.device, ZERO3, ranks)
+    assert all(p.ds_tensor.device == ranks.device for p in own.module.parameters())
+    trainers = Trainer(whole, OPTIMIZER, ranks=ranks), ZeroTrainer(own, OPTIMIZER, ZERO3, ranks=ranks)
+    for step in range(3):
+        batches = pack(random_sequences(9, seed=step), micro_batch_tokens=90)
+        for one, other in zip(*(score(t.policy, batches, temperature=0.7) for t in trainers), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0.05)  # bfloat16, other orders of sums
+        sums = [t.step(batches, loss=NLL, denominator=200.0, lr=1e-3) for t in trainers]
+        assert sums[0]["loss_sum"] == pytest.approx(sums[1]["loss_sum"], rel=1e-2)
+        assert sums[0]["grad_norm_sum"] == pytest.approx(sums[1]["grad_norm_sum"], rel=5e-2)
+    own.saver()(directory / "saved")
+    saved = Policy.load(directory / "saved", device=ranks.device, dtype=torch.bfloat16)
+    assert_equal(weights_of(saved), weights_of(own))
+    finish(ranks, directory)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_scores_learns_and_saves_as_a_whole_policy_does(tmp_path: Path) -> None:
+    run_groups([(1, _on_a_gpu)], tmp_path)
+    assert (tmp_path / "done-1-0").exists()
