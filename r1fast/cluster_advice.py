@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from r1fast.checks import check_config
 from r1fast.cluster import COMPUTE_BYTES, CONTEXT_BYTES, FRAGMENTATION, PROMPT_TOKENS, ClusterPlan, plan_cluster
-from r1fast.config import STAGES, Config
+from r1fast.config import STAGES, Config, ConfigError
 from r1fast.disk import format_bytes
 from r1fast.model_size import ModelSize
 from r1fast.weight_sharing import shares_weights
@@ -47,14 +48,14 @@ def advise(plan: ClusterPlan, config: Config, student: ModelSize | None) -> list
         result = f"{format_bytes(peak)} at the peak, in {now.over[0][0]}" if now.over else "everything fits"
         advice.append(f"{lead}{text}: {result}")
         if not now.over:
-            return advice
+            return [*advice, *_refused(tried)]
         lead = "and "
     for doubling in range(1, MOST_DOUBLINGS + 1):
         most = plan.num_gpus << doubling
         if plan.num_gpus == 1 or (most > plan.gpu.per_node and most % plan.gpu.per_node):
             break
         if not plan_cluster(tried, plan.model, student, plan.gpu, most).over:
-            return [*advice, f"{lead}{most} GPUs: everything fits"]
+            return [*advice, f"{lead}{most} GPUs: everything fits", *_refused(tried)]
     return [*advice, "shorter completions (max_tokens), or GPUs with more memory"]
 
 
@@ -78,6 +79,14 @@ def _cannot(plan: ClusterPlan) -> Iterator[str]:
             return
 
 
+def _refused(config: Config) -> Iterator[str]:
+    """Why the start would refuse what the changes have come to."""
+    try:
+        check_config(config)
+    except ConfigError as error:
+        yield f"but then the start refuses: {error}"
+
+
 def _largest(plan: ClusterPlan) -> ModelSize:
     return max((stage.size for stage in plan.stages.values()), key=lambda size: size.num_params)
 
@@ -87,7 +96,10 @@ def _too_large(plan: ClusterPlan) -> bool:
     others = [(name, stage) for name, stage in plan.stages.items() if STAGES[name] != "reward_model"]
     weights = COMPUTE_BYTES * _largest(plan).num_params
     if all(shares_weights(stage.config, name) for name, stage in others):
-        weights //= min((stage.config.rollout.tensor_parallel for name, stage in others), default=1)
+        drawn = [stage for _, stage in others if any(phase.name in ("load", "rollout") for phase in stage.phases)]
+        if not drawn:
+            return False
+        weights //= min(stage.config.rollout.tensor_parallel for stage in drawn)
     return CONTEXT_BYTES + FRAGMENTATION * weights > 0.7 * plan.gpu.memory
 
 

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,12 @@ class RunContext:
             for item in scored:
                 row = {"step": step, **sample_row(item, tokenizer)}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def interruptible(self, stage: str) -> AbstractContextManager[object]:
+        """Within, SIGTERM ends a stage at once, but not where the other processes would then wait for this one."""
+        view = self.config.for_stage(stage)
+        together = shares_weights(self.config, stage) or view.rollout.tensor_parallel > 1
+        return nullcontext() if together and self.ranks.world_size > 1 else self.stop.interruptible()
 
     def free(self) -> None:
         """Give back what a stage held: engines and parameters hold each other until Python looks for that."""

@@ -87,8 +87,8 @@ def _way_out(config: Config, stage: str, items: Items, memory_bytes: int) -> str
     weights = sizes.get("rollout copy", 0) + sizes.get("parameters", 0)
     if sizes.get("vLLM's weights", 0) > memory_bytes // 2:
         return (
-            f"rollout.tensor_parallel = {config.rollout.tensor_parallel} processes share vLLM's weights: make it more "
-            "(r1fast plan --gpu NAME says how many), take a smaller model, or GPUs with more memory"
+            f"rollout.tensor_parallel = {config.rollout.tensor_parallel} processes share vLLM's weights: let more of "
+            "them, on a GPU each (r1fast plan --gpu NAME says how many), take a smaller model, or GPUs with more memory"
         )
     if weights > memory_bytes:
         return (

@@ -30,7 +30,7 @@ def run_base(context: RunContext, stage: str) -> Mapping[str, Any]:
     """Load the base model, which checks it, and read it on dev."""
     config = context.config.for_stage(stage)
     context.console.stage_start(stage, 1, str(config.model.path))
-    with context.stop.interruptible():
+    with context.interruptible(stage):
         policy = context.load("base", user=stage)
         engine = make_engine(policy, config, context.ranks)
         prompts = context.prompts(policy, context.source.prompts("dev")[: config.rl.dev_problems])
@@ -91,8 +91,8 @@ def _run_stage(context: RunContext, stage: str) -> None:
         context.truncate(stage, 0)  # a stage that was interrupted before its first state starts again
     with context.writer.finishing():
         result = dict(RUN[stage](context, stage))
-    context.free()
     context.ranks.pulse.safe.withdraw()  # the stage is done: there is nothing to go back to, or to keep
+    context.free()
     result["wall_s"] = earlier_s + time.perf_counter() - start
     context.finish(stage, result)
     context.ranks.barrier()

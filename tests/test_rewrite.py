@@ -21,8 +21,9 @@ from r1fast.rewrite_instruction import PROMPT
 from r1fast.scorer import Scorer
 from r1fast.stages import cold_start, rewrite
 from r1fast.stages.cold_start import run_cold_start
-from r1fast.stages.rewrite import Rewriting, _server
+from r1fast.stages.rewrite import Rewriting, _server, make_rewriting
 from r1fast.stages.sft import read_examples
+from r1fast.weight_sharing import shares_weights
 
 SAMPLE = "<think> first add 3 + 4 = 7 . </think> <answer> 7 </answer>"
 port = pytest.fixture(scope="module")(judge_server)
@@ -151,6 +152,19 @@ def test_the_base_model_rewrites_in_its_own_template(tmp_path: Path, monkeypatch
     assert (group_size, sampling.temperature) == (1, 0.0)
     examples = read_examples(context.directory("cold_start") / "examples.jsonl")
     assert {parse_response(example.response).pattern for example in examples} == {"readable"}
+
+
+def test_the_model_that_rewrites_is_whole_whatever_supervised_stages_have(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    config = tiny_config(save_model(tmp_path / "model"), distributed__engine="deepspeed", distributed__zero_stage=3)
+    assert shares_weights(config, "sft_1") and not shares_weights(config, "cold_start")
+    with open_context(config, tmp_path / "run") as context:
+        view = config.for_stage("cold_start")
+        view = replace(view, cold_start=replace(view.cold_start, rewrite="model", max_tokens=4))
+        rewriting = make_rewriting(context, view)
+        assert rewriting is not None
+        prompt = Prompt(id="a", text="tom has 3 apples . how many ?", token_ids=())
+        assert len(rewriting.write([prompt])) == 1
 
 
 @pytest.mark.parametrize(

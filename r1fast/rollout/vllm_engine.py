@@ -58,6 +58,7 @@ class VllmEngine(EngineCalls["_Running"]):
         check_teams(tensor_parallel, self.ranks.world_size)
         self.canary = Canary.of(policy)
         self.num_pushes = 0
+        self._own: dict[str, Prompt] = {}  # of the call, by id
         self._book = Book()
         self._cache_tokens = BLOCK_TOKENS * (rows + 1)  # that vLLM is started for
         self._model: VllmModel | None = None
@@ -100,15 +101,19 @@ class VllmEngine(EngineCalls["_Running"]):
         # what is pushed is everyone's, and a team's caches are of one size: all start anew, or none does
         self._ready(max(self._tokens_at_most(call) for call in calls))
         team = teams[self.ranks.rank // self.tensor_parallel]
-        own = {prompt.id: prompt for prompt in prompts}
+        own = self._own = {prompt.id: prompt for prompt in prompts}
         everyone = list(chain(*asked[team]))
         for group in super().groups(everyone, group_size, sampling, list(chain(*given[team]))):
             if prompt := own.get(group[0].prompt.id):
                 yield [replace(rollout, prompt=prompt) for rollout in group]
 
     def _show_samples(self, running: _Running) -> None:
-        if self.ranks.world_size == 1:  # else some are another process's
+        if self.ranks.world_size == 1:
             super()._show_samples(running)
+        elif self.on_sample is not None:
+            for rollout in running.completions.take_ended():
+                if prompt := self._own.get(rollout.prompt.id):  # else it is another process's
+                    self.on_sample(replace(rollout, prompt=prompt))
 
     def _begin(
         self, prompts: list[Prompt], group_size: int, sampling: Sampling, max_tokens: Sequence[int] | None

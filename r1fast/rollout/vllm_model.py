@@ -200,7 +200,7 @@ def _set_environment(ranks: Ranks) -> None:
 
 
 def cache_bytes_for(policy: Policy, num_tokens: int, ranks: Ranks, tensor_parallel: int = 1) -> int:
-    """What keys and values of so many tokens take on each process, within half of what is free now (collective)."""
+    """What keys and values of so many tokens take on a process, within half of what weights leave (collective)."""
     config = policy.module.config.get_text_config()
     num_heads = config.num_attention_heads
     num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
@@ -209,6 +209,7 @@ def cache_bytes_for(policy: Policy, num_tokens: int, ranks: Ranks, tensor_parall
     of_token = 2 * config.num_hidden_layers * num_kv_heads * head_dim * policy.dtype.itemsize
     on_gpu = policy.device.type == "cuda"
     free = torch.cuda.mem_get_info(policy.device)[0] if on_gpu else available_bytes()
+    free = max(0, free - policy.num_parameters * policy.dtype.itemsize // tensor_parallel)  # its weights come first
     return int(ranks.reduce({"cache_min": min(num_tokens * of_token, free * FREE_SHARE)})["cache_min"])
 
 

@@ -20,7 +20,7 @@ def run_cold_start(context: RunContext, stage: str) -> dict[str, float]:
     """Write `examples.jsonl`, and the count of every filter's victims into the result."""
     config = context.config.for_stage(stage)
     options = config.cold_start
-    with context.stop.interruptible():
+    with context.interruptible(stage):
         policy = context.load("r1_zero", user=stage)
         engine = make_engine(policy, config, context.ranks)
         prompts = context.prompts(policy, context.source.prompts("train")[: options.prompts])

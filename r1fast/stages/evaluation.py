@@ -47,7 +47,7 @@ def run_evaluation(context: RunContext, stage: str) -> dict[str, Any]:
         if before is not None:
             table[row], per_problem[row] = before["row"], before["per_problem"]
         else:
-            with context.stop.interruptible():
+            with context.interruptible(stage):
                 policy = context.load(origin, user=stage)
                 reading = _read(context, policy, stage)
             tokenizer = policy.tokenizer

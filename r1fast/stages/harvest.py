@@ -88,7 +88,7 @@ class Harvest:
                 name = f"prompts-{start}-{start + len(part)}"
                 finished: dict[str, Any] | None = progress.part(name)
                 if finished is None:
-                    with context.stop.interruptible():
+                    with context.interruptible(stage):
                         verdicts, costs = self._judge(part, scorer)
                     finished = {"verdicts": verdicts, "costs": costs}
                     progress.save_part(name, finished)

@@ -24,7 +24,7 @@ def run_rejection(context: RunContext, stage: str) -> dict[str, float]:
     """Write `examples.jsonl`: what SFT 2 and distillation learn from."""
     config = context.config.for_stage(stage)
     options = config.rejection
-    with context.stop.interruptible():
+    with context.interruptible(stage):
         policy = context.load("rl_1", user=stage)
         engine = make_engine(policy, config, context.ranks)
         prompts = context.prompts(policy, context.source.prompts("train")[-options.prompts :])

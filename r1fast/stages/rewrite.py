@@ -123,7 +123,7 @@ def make_rewriting(context: RunContext, config: Config) -> Rewriting | None:
 
 
 def _base_model(context: RunContext, config: Config) -> Writer:
-    policy = context.load("base", stage=CONVERSATION)
+    policy = context.load("base", stage=CONVERSATION, user="cold_start")
     engine = make_engine(policy, config, context.ranks)
     greedy = Sampling(temperature=0.0, max_tokens=config.cold_start.max_tokens, stage="rewrite", visit=0)
 

@@ -50,7 +50,7 @@ MAX_REFILLS = 4  # rounds of new prompts per rollout when groups without varianc
 
 def run_rl(context: RunContext, stage: str) -> dict[str, float]:
     """Train `stage`'s starting model by GRPO and write its checkpoint."""
-    with context.stop.interruptible():
+    with context.interruptible(stage):
         loop = RLLoop(context, stage)
     loop.run()
     save_trained(context, stage, loop.policy, loop.config.lora)
@@ -119,7 +119,7 @@ class RLLoop:
             self.stage, rl.steps, f"GRPO, {at(rl.prompts_per_step, 0)} prompts x {rl.group_size}", first_step=self.step
         )
         if not resumed:
-            with self.context.stop.interruptible():
+            with self.context.interruptible(self.stage):
                 before = self._dev_evaluation()
             if before:
                 self.context.log(self.stage, 0, before)

@@ -39,7 +39,7 @@ DATA = {"sft_1": "cold_start", "sft_2": "rejection", "distill": "rejection"}
 def run_sft(context: RunContext, stage: str) -> dict[str, float]:
     """Train `stage`'s starting model on its examples and write its checkpoint."""
     config = context.config.for_stage(stage)
-    with context.stop.interruptible():
+    with context.interruptible(stage):
         policy = context.load(START[stage], stage=stage)
         with user_input():
             add_adapters(policy, config.lora, f"{stage} adapters {config.run.seed}")
@@ -58,6 +58,7 @@ def run_sft(context: RunContext, stage: str) -> dict[str, float]:
         first_step = saved["step"]
         trainer.load_state_dict(saved["trainer"])
         guard.load_state_dict(saved["guard"])
+        del saved  # its file may be mapped
     context.console.stage_start(stage, steps, f"{len(sequences):,} examples", first_step=first_step)
     with context.stop.held(), context.ranks.pulse.during("training"):
         for step in range(first_step, steps):
