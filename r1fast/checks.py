@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from r1fast.config import EMBEDDED_MODELS, RL_STAGES, STAGES, Config, ConfigError
 from r1fast.distributed_config import DistributedConfig
 from r1fast.judge_checks import check_judge, check_rewriting
-from r1fast.rollout_checks import check_rollout
+from r1fast.rollout_checks import check_rollout, check_teams
 from r1fast.schedule import at, change_steps, values
 from r1fast.training_checks import check_training, check_training_device
 from r1fast.weight_sharing import shares_weights
@@ -69,12 +69,7 @@ def check_processes(config: Config, world_size: int) -> None:
                 f"distributed.sequence_parallel = {sharing} does not divide {world_size} processes; start a multiple "
                 f"of {sharing}, or set it to 1"
             )
-        team = view.rollout.tensor_parallel
-        if world_size % team:
-            raise ConfigError(
-                f"rollout.tensor_parallel = {team} does not divide {world_size} processes; start a multiple of {team}, "
-                "or set it to 1"
-            )
+        check_teams(view.rollout.tensor_parallel, world_size)
         if stage in RL_STAGES:
             rl = view.rl
             sizes = [

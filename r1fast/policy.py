@@ -196,8 +196,11 @@ class Policy:
         if targets.keys() != sources.keys():
             different = sorted(targets.keys() ^ sources.keys())[:4]
             raise ValueError(f"parameters differ: {different}...; both policies must be of the same model")
-        for name, target in targets.items():
-            target.copy_(sources[name])
+        if self.shards is not None and source.shards is not None:
+            self.shards.copy_(source.shards)
+        else:
+            for name, target in targets.items():
+                target.copy_(sources[name])
         self.version = source.version
 
     def _inputs(self, token_ids: Tensor, cu_seqlens: Tensor, parent: Tensor | None = None) -> dict[str, Any]:

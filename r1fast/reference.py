@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,94 +14,13 @@ from r1fast.config import Config
 from r1fast.idle import Idle
 from r1fast.policy import Policy
 from r1fast.records import Batch
-from r1fast.sharded import Shards
 from r1fast.trainer import Logprobs, score
 
 
-class CopiedReference:
-    """All weights once more. `idles`: on a GPU they are in the host's memory but while they score."""
+class _Reference(ABC):
+    """`policy` scores, within `_in_place`."""
 
-    def __init__(self, policy: Policy, *, idles: bool = False) -> None:
-        self.policy = policy.copy()
-        self._idle = Idle(self.policy.module, policy.device) if idles else None
-
-    @property
-    def version(self) -> int:
-        """Of the policy that it is a copy of."""
-        return self.policy.version
-
-    def score(
-        self,
-        batches: list[Batch],
-        *,
-        temperature: float,
-        logprobs: Logprobs | None = None,
-        beat: Callable[[str], object] = len,
-    ) -> list[Tensor]:
-        """As `trainer.score`."""
-        with self._idle.awake() if self._idle else nullcontext():
-            return score(self.policy, batches, temperature=temperature, logprobs=logprobs, beat=beat)
-
-    def refresh(self, policy: Policy) -> None:
-        """Become what `policy` is now."""
-        self.policy.copy_weights_(policy)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Weights and version; the tensors are the live ones."""
-        return {"weights": self.policy.module.state_dict(), "version": self.policy.version}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become what was saved."""
-        self.policy.module.load_state_dict(state["weights"])
-        self.policy.version = state["version"]
-
-
-class ShardedReference:
-    """All weights once more, shared out by ZeRO 3 as the policy's are; every method is collective."""
-
-    def __init__(self, policy: Policy, shards: Shards) -> None:
-        """`policy`: one of its own, which `shards` holds."""
-        policy.module.requires_grad_(False)
-        self.policy, self._shards = policy, shards
-
-    @property
-    def version(self) -> int:
-        """Of the policy that it is a copy of."""
-        return self.policy.version
-
-    def score(
-        self,
-        batches: list[Batch],
-        *,
-        temperature: float,
-        logprobs: Logprobs | None = None,
-        beat: Callable[[str], object] = len,
-    ) -> list[Tensor]:
-        """As `trainer.score`."""
-        return self._shards.score(batches, temperature=temperature, logprobs=logprobs, beat=beat)
-
-    def refresh(self, policy: Policy) -> None:
-        """Become what `policy` is now."""
-        assert policy.shards is not None, "its policy's weights are shared out, too"
-        self._shards.copy_(policy.shards)
-        self.policy.version = policy.version
-
-    def state_dict(self) -> dict[str, Any]:
-        """Weights, in the host's memory of rank 0 alone, and version."""
-        return {"weights": self._shards.state_dict(), "version": self.policy.version}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become what was saved, also by a `CopiedReference`."""
-        self._shards.load_state_dict(state["weights"])
-        self.policy.version = state["version"]
-
-
-class AdapterReference:
-    """The weights of a policy with adapters, without them, or after a refresh with a copy of what they were."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy, self.version = policy, policy.version
-        self.adapters: dict[str, Tensor] = {}  # none: off
+    policy: Policy
 
     def score(
         self,
@@ -113,6 +33,51 @@ class AdapterReference:
         """As `trainer.score`."""
         with self._in_place():
             return score(self.policy, batches, temperature=temperature, logprobs=logprobs, beat=beat)
+
+    @abstractmethod
+    def _in_place(self) -> AbstractContextManager[None]: ...
+
+
+class CopiedReference(_Reference):
+    """All weights once more; shared out by ZeRO 3, so that every method is collective, where the policy's are.
+
+    `copy`: a policy of its own. `idles`: on a GPU whole weights are in the host's memory but while they score.
+    """
+
+    def __init__(self, copy: Policy, *, idles: bool = False) -> None:
+        self.policy = copy
+        copy.module.requires_grad_(False)
+        self._weights = copy.shards or copy.module
+        self._idle = Idle(copy.module, copy.device) if idles and copy.shards is None else None
+
+    @property
+    def version(self) -> int:
+        """Of the policy that it is a copy of."""
+        return self.policy.version
+
+    def refresh(self, policy: Policy) -> None:
+        """Become what `policy` is now."""
+        self.policy.copy_weights_(policy)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and version; whole tensors are the live ones, of shared ones rank 0 alone has copies."""
+        return {"weights": self._weights.state_dict(), "version": self.policy.version}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Become what was saved, whole or shared out."""
+        self._weights.load_state_dict(state["weights"])
+        self.policy.version = state["version"]
+
+    def _in_place(self) -> AbstractContextManager[None]:
+        return self._idle.awake() if self._idle else nullcontext()
+
+
+class AdapterReference(_Reference):
+    """The weights of a policy with adapters, without them, or after a refresh with a copy of what they were."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.version = policy, policy.version
+        self.adapters: dict[str, Tensor] = {}  # none: off
 
     def refresh(self, policy: Policy) -> None:
         """Become what `policy`, the one that this was made of, is now."""
@@ -135,7 +100,7 @@ class AdapterReference:
         return other_adapters(module, self.adapters) if self.adapters else without_adapters(module)
 
 
-Reference = CopiedReference | ShardedReference | AdapterReference
+Reference = CopiedReference | AdapterReference
 
 
 def make_reference(policy: Policy, config: Config, load: Callable[[], Policy]) -> Reference | None:
@@ -147,8 +112,5 @@ def make_reference(policy: Policy, config: Config, load: Callable[[], Policy]) -
         return None
     if config.lora.rank:
         return AdapterReference(policy)
-    if policy.shards is not None:
-        own = load()
-        assert own.shards is not None, "loaded as the policy was"
-        return ShardedReference(own, own.shards)
-    return CopiedReference(policy, idles=config.optimizer.offload_idle_models)
+    copy = policy.copy() if policy.shards is None else load()
+    return CopiedReference(copy, idles=config.optimizer.offload_idle_models)

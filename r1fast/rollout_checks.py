@@ -31,3 +31,12 @@ def check_rollout(config: Config, stage: str) -> None:
             f"stages.{stage}.strict = true makes the paged engine's log-probs the trainer's, and rollout.backend is "
             f"{rollout.backend!r}; use 'paged', or set strict to false"
         )
+
+
+def check_teams(tensor_parallel: int, world_size: int) -> None:
+    """ConfigError where the processes are no whole number of teams."""
+    if world_size % tensor_parallel:
+        raise ConfigError(
+            f"rollout.tensor_parallel = {tensor_parallel} does not divide {world_size} processes; start a multiple of "
+            f"{tensor_parallel}, or set it to 1"
+        )

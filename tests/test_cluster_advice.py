@@ -74,6 +74,12 @@ def test_weights_that_fit_no_gpu_are_shared_out(size: ModelSize) -> None:
     assert "rollout.tensor_parallel = 8" in advice(large, shared, 64)[1]
 
 
+def test_changes_that_the_start_would_refuse_are_said_to_be() -> None:
+    large = size_of("meta-llama/Llama-3.3-70B-Instruct")
+    told = advice(large, recipe("--optimizer.offload_while_generating", "true"), 64)
+    assert told[-1].startswith("but then the start refuses: ") and "offload_while_generating" in told[-1]
+
+
 def test_reward_models_that_fit_no_gpu_have_no_remedy() -> None:
     config = recipe(*zero(3), "--rollout.backend", "vllm", "--rollout.tensor_parallel", "8")
     stages = ("base", "r1_zero", "cold_start", "sft_1", "rl_1", "rejection", "sft_2", "reward_models")

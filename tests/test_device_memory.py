@@ -16,6 +16,7 @@ from r1fast.device_memory import check_cache, check_device_memory, check_gpu
 from r1fast.gpus import GIB
 from r1fast.model_size import ModelSize
 from r1fast.phase_memory import Place
+from r1fast.plan import stage_works
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,23 @@ def test_weights_that_are_too_large_have_no_other_way_out() -> None:
     large = size_of("meta-llama/Llama-3.3-70B-Instruct")
     with pytest.raises(ConfigError, match=r"stage base would hold 131\.42 GiB.*take a smaller model"):
         check(recipe(*zero()), large, 79.1, 64)
+
+
+def test_weights_that_are_shared_out_are_counted_to_the_byte() -> None:
+    large = size_of("meta-llama/Llama-3.3-70B-Instruct")
+    shared = recipe(*zero(3), "--rollout.backend", "vllm", "--rollout.tensor_parallel", "8")
+    place = Place(on_gpu=True, compute_bytes=2, num_processes=64)
+    ((_, _, work),) = (one for one in stage_works(shared, large, None, place, 0) if one[0] == "r1_zero")
+    params, phases = large.num_params, {name: dict(items) for name, items in work.phases}
+    for phase in phases.values():
+        assert phase["parameters"] == phase["reference"] == 2 * params // 64 and "rollout copy" not in phase
+        assert phase["vLLM's weights"] == 2 * params // 8
+    ends = 2 * large.vocab_size * large.hidden_size  # embedding and head, and a layer
+    assert phases["score"]["gathered layers"] == 2 * (ends + (params - ends) // large.num_layers)
+    check(shared, large, 79.1, 64)
+    alone = recipe(*zero(3), "--rollout.backend", "vllm")
+    with pytest.raises(ConfigError, match=r"vLLM's weights 131\.42 GiB.*tensor_parallel = 1 processes share"):
+        check(alone, large, 79.1, 64)
 
 
 def test_a_reward_model_is_counted_as_it_is_trained(size: ModelSize) -> None:

@@ -29,7 +29,7 @@ def scores(policy: Policy) -> Tensor:
 @pytest.mark.parametrize("idles", [False, True])
 def test_a_copy(idles: bool) -> None:
     policy = tiny_policy()
-    reference = CopiedReference(policy, idles=idles)
+    reference = CopiedReference(policy.copy(), idles=idles)
     start = scores(policy)
     train(Trainer(policy, OptimizerConfig()), range(2), Ranks())
     assert torch.equal(torch.cat(reference.score(BATCHES, temperature=0.8)), start) and reference.version == 0

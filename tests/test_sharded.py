@@ -28,7 +28,7 @@ from r1fast.metrics import read_metrics
 from r1fast.options import parse
 from r1fast.packing import pack
 from r1fast.policy import Policy
-from r1fast.reference import CopiedReference, ShardedReference
+from r1fast.reference import CopiedReference
 from r1fast.rollout.vllm_model import by_layer, checkpoint_weights
 from r1fast.sequence_parallel import check_tensor_parallel
 from r1fast.sharded import Shards
@@ -130,8 +130,7 @@ def _pushes_and_references(rank: int, directory: Path) -> None:
     zero3 = replace(ZERO3, deepspeed_config=str(nothing_persists(directory, ranks)))
     idle = replace(zero3, offload_parameters="cpu")
     policy, reference = shared(tiny_policy(), ranks, zero3), shared(tiny_policy(), ranks, idle)
-    assert reference.shards is not None
-    kept = ShardedReference(reference, reference.shards)
+    kept = CopiedReference(reference)
     trainer = ZeroTrainer(policy, OPTIMIZER, zero3, ranks=ranks)
     batches = pack(ranks.shard(random_sequences(5)), micro_batch_tokens=60)
     alone = CopiedReference(tiny_policy())

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -27,6 +26,7 @@ from r1fast.rollout.completions import Completions
 from r1fast.rollout.engine_calls import EngineCalls
 from r1fast.rollout.vllm_draw import Book, Draws
 from r1fast.rollout.vllm_model import BLOCK_TOKENS, VllmModel, cache_bytes_for, check_vllm
+from r1fast.rollout_checks import check_teams
 from r1fast.sampling import Sampling
 
 
@@ -88,32 +88,26 @@ class VllmEngine(EngineCalls["_Running"]):
             yield from super().groups(prompts, group_size, sampling, max_tokens)
             return
         limits = list(max_tokens) if max_tokens is not None else [sampling.max_tokens] * (len(prompts) * group_size)
-        asked = self.ranks.gather_objects([(Prompt(id=p.id, text="", token_ids=p.token_ids)) for p in prompts])
-        given = self.ranks.gather_objects(limits)
-        teams = [slice(first, first + self.tensor_parallel) for first in range(0, len(asked), self.tensor_parallel)]
-        calls = [
-            Call.of(list(chain(*asked[team])), group_size, sampling, self.seed, list(chain(*given[team])))
-            for team in teams
-            if any(asked[team])
-        ]
+        bare = [Prompt(id=p.id, text="", token_ids=p.token_ids) for p in prompts]
+        given = self.ranks.gather_objects((bare, limits))
+        teams = [given[first : first + self.tensor_parallel] for first in range(0, len(given), self.tensor_parallel)]
+        asked = [tuple(list(chain(*parts)) for parts in zip(*team, strict=True)) for team in teams]
+        calls = [Call.of(p, group_size, sampling, self.seed, most) for p, most in asked if p]
         if not calls:
             return
         # what is pushed is everyone's, and a team's caches are of one size: all start anew, or none does
         self._ready(max(self._tokens_at_most(call) for call in calls))
-        team = teams[self.ranks.rank // self.tensor_parallel]
-        own = self._own = {prompt.id: prompt for prompt in prompts}
-        everyone = list(chain(*asked[team]))
-        for group in super().groups(everyone, group_size, sampling, list(chain(*given[team]))):
-            if prompt := own.get(group[0].prompt.id):
-                yield [replace(rollout, prompt=prompt) for rollout in group]
+        self._own = {prompt.id: prompt for prompt in prompts}
+        everyone, most = asked[self.ranks.rank // self.tensor_parallel]
+        for group in super().groups([self._own.get(p.id, p) for p in everyone], group_size, sampling, most):
+            if group[0].prompt.id in self._own:
+                yield group
 
     def _show_samples(self, running: _Running) -> None:
-        if self.ranks.world_size == 1:
-            super()._show_samples(running)
-        elif self.on_sample is not None:
+        if self.on_sample is not None:
             for rollout in running.completions.take_ended():
-                if prompt := self._own.get(rollout.prompt.id):  # else it is another process's
-                    self.on_sample(replace(rollout, prompt=prompt))
+                if self.ranks.world_size == 1 or rollout.prompt.id in self._own:  # else it is another process's
+                    self.on_sample(rollout)
 
     def _begin(
         self, prompts: list[Prompt], group_size: int, sampling: Sampling, max_tokens: Sequence[int] | None
@@ -196,15 +190,6 @@ class VllmEngine(EngineCalls["_Running"]):
         model, self._model = self._model, None
         if model is not None:
             model.close()
-
-
-def check_teams(tensor_parallel: int, world_size: int) -> None:
-    """ValueError where the processes are no whole number of teams."""
-    if world_size % tensor_parallel:
-        raise ValueError(
-            f"rollout.tensor_parallel = {tensor_parallel} does not divide {world_size} processes; start a multiple of "
-            f"{tensor_parallel}, or set it to 1"
-        )
 
 
 class _Running:
