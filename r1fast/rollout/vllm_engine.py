@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -88,26 +89,32 @@ class VllmEngine(EngineCalls["_Running"]):
             yield from super().groups(prompts, group_size, sampling, max_tokens)
             return
         limits = list(max_tokens) if max_tokens is not None else [sampling.max_tokens] * (len(prompts) * group_size)
-        bare = [Prompt(id=p.id, text="", token_ids=p.token_ids) for p in prompts]
-        given = self.ranks.gather_objects((bare, limits))
-        teams = [given[first : first + self.tensor_parallel] for first in range(0, len(given), self.tensor_parallel)]
-        asked = [tuple(list(chain(*parts)) for parts in zip(*team, strict=True)) for team in teams]
-        calls = [Call.of(p, group_size, sampling, self.seed, most) for p, most in asked if p]
+        asked = self.ranks.gather_objects([(Prompt(id=p.id, text="", token_ids=p.token_ids)) for p in prompts])
+        given = self.ranks.gather_objects(limits)
+        teams = [slice(first, first + self.tensor_parallel) for first in range(0, len(asked), self.tensor_parallel)]
+        calls = [
+            Call.of(list(chain(*asked[team])), group_size, sampling, self.seed, list(chain(*given[team])))
+            for team in teams
+            if any(asked[team])
+        ]
         if not calls:
             return
         # what is pushed is everyone's, and a team's caches are of one size: all start anew, or none does
         self._ready(max(self._tokens_at_most(call) for call in calls))
-        self._own = {prompt.id: prompt for prompt in prompts}
-        everyone, most = asked[self.ranks.rank // self.tensor_parallel]
-        for group in super().groups([self._own.get(p.id, p) for p in everyone], group_size, sampling, most):
-            if group[0].prompt.id in self._own:
-                yield group
+        team = teams[self.ranks.rank // self.tensor_parallel]
+        own = self._own = {prompt.id: prompt for prompt in prompts}
+        everyone = list(chain(*asked[team]))
+        for group in super().groups(everyone, group_size, sampling, list(chain(*given[team]))):
+            if prompt := own.get(group[0].prompt.id):
+                yield [replace(rollout, prompt=prompt) for rollout in group]
 
     def _show_samples(self, running: _Running) -> None:
-        if self.on_sample is not None:
+        if self.ranks.world_size == 1:
+            super()._show_samples(running)
+        elif self.on_sample is not None:
             for rollout in running.completions.take_ended():
-                if self.ranks.world_size == 1 or rollout.prompt.id in self._own:  # else it is another process's
-                    self.on_sample(rollout)
+                if prompt := self._own.get(rollout.prompt.id):  # else it is another process's
+                    self.on_sample(replace(rollout, prompt=prompt))
 
     def _begin(
         self, prompts: list[Prompt], group_size: int, sampling: Sampling, max_tokens: Sequence[int] | None
