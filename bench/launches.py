@@ -101,7 +101,7 @@ def _rows_cases() -> Iterator[Case]:
         most = 40 if aligned and cap is None else 64 if aligned else 176
         yield Case("rows " + name, token_logprob_kernels, forward, most, row_bytes, 2, common)
 
-        for out_dtype in {dtype, torch.bfloat16} if dtype == torch.float32 and aligned else {dtype}:
+        for out_dtype in (dtype, torch.bfloat16) if dtype == torch.float32 and aligned else (dtype,):
 
             def backward(
                 dtype=dtype, layout=layout, entropy=entropy, scaling=scaling, targets=targets, out_dtype=out_dtype
