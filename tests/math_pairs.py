@@ -255,6 +255,25 @@ def relations() -> Iterator[Pair]:
         yield "inequality", f"x>{k}", f"({k},\\infty)", True
 
 
+def parts() -> Iterator[Pair]:
+    """One expression, and a chain of equations or a list in which it stands or does not."""
+    for k in (2, 3, 7):
+        gold = f"{k}\\sin({k}x)+1"
+        yield "chain", gold, f"y={k}\\sin({k}x)+1", True
+        yield "chain", gold, f"y'=1+0={k}\\sin({k}x)+1", True
+        yield "chain", gold, f"{k}\\sin({k}x)+1=x", False
+        yield "chain", gold, f"x+{k}=5x={k}\\cos({k}x)+1", False
+        yield "chain", str(k), f"1+{k - 1}={k}", True
+        yield "chain", str(k), f"{k}=1+{k - 1}=1+{k}", False
+        yield "chain", str(k), f"\\log_{{2}} {2**k} = {k}", True
+        yield "list", gold, f"{k}\\sin({k}x)+1, {k}", False
+        yield "list", gold, f"\\{{1+{k}\\sin({k}x)\\}}", True
+        yield "list", gold, f"\\{{y={k}\\sin({k}x)\\}}", False
+        yield "list", str(k), f"{k}, {2 * k}/2", True
+        yield "list", str(k), f"{k}, {k + 1}", False
+        yield "list", str(k), f"({k}, {k}, {k + 1})", False
+
+
 def matrices() -> Iterator[Pair]:
     for values in ((1, 2), (0, -3), (5, 8)):
         a, b = values
@@ -294,7 +313,7 @@ def choices() -> Iterator[Pair]:
 
 GENERATORS = (
     *(integers, fractions, decimals, percents, units, radicals, powers, circles, logarithms, polynomials, sets),
-    *(intervals, relations, matrices, complexes, choices),
+    *(intervals, relations, parts, matrices, complexes, choices),
 )
 
 

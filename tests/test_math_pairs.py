@@ -63,6 +63,15 @@ def test_all_the_verdicts_that_are_written_are_math_verifys() -> None:
     assert [own_verdict(pair["gold"], pair["answer"]) for pair in PAIRS] == [pair["verdict"] for pair in PAIRS]
 
 
+def test_what_is_clearly_apart_is_not_simplified(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("math_verify.verify", lambda *_, **__: 0.5)
+    own = load()
+    apart = ("y=2x", "x+1=5x=2\\cos(2x)", "1=2=3", "2\\sin(2x)+1, 3", "(3, x, 1)", "\\log_{2} 8")
+    assert {answer: own("2\\sin(2x)+1", answer) for answer in apart} == dict.fromkeys(apart, 0.0)
+    near = ("y=2\\sin(2x)+1", "1+2\\sin(2x)", "x<2", "7\\%")
+    assert {answer: own("2\\sin(2x)+1", answer) for answer in near} == dict.fromkeys(near, 0.5)
+
+
 def test_most_pairs_need_no_verifier() -> None:
     told = [same_answer(pair["gold"], pair["answer"]) for pair in PAIRS]
     for pair, same in zip(PAIRS, told, strict=True):

@@ -45,10 +45,31 @@ def load() -> Callable[[str, str], float]:
 
 
 def _differ(right: list[Any], given: list[Any]) -> bool:
-    """Whether both are parsed scalar expressions that differ clearly, in value and in spelling."""
+    """Whether a scalar expression and what is given differ clearly, in value and in spelling.
+
+    math-verify takes the last side of a chain of equations, and one answer is never a list in which another stands.
+    """
     if len(right) != 2 or len(given) != 2 or right[1].strip() == given[1].strip():
         return False
-    expressions = right[0], given[0]
+    return any(_apart(right[0], _last_side(part)) for part in _parts(given[0]))
+
+
+def _parts(answer: Any) -> tuple[Any, ...]:
+    """The elements of a list or a set, else the answer itself."""
+    parts: tuple[Any, ...] = answer.args if type(answer).__name__ in ("FiniteSet", "Tuple") else (answer,)
+    return parts
+
+
+def _last_side(answer: Any) -> Any:
+    """What an equation, or a chain of them, says that something equals."""
+    if type(answer).__name__ == "And":
+        chain = getattr(answer, "_unsorted_args", ())
+        return _last_side(chain[-1]) if chain and all(type(x).__name__ == "Equality" for x in chain) else answer
+    return answer.rhs if type(answer).__name__ == "Equality" else answer
+
+
+def _apart(*expressions: Any) -> bool:
+    """Whether two expressions are scalars that differ clearly somewhere."""
     if any(isinstance(expression, str) or getattr(expression, "is_Symbol", True) for expression in expressions):
         return False  # names are compared by spelling
     try:
@@ -102,5 +123,6 @@ _OPERATIONS: dict[str, Callable[..., complex]] = {
     "cos": cmath.cos,
     "tan": cmath.tan,
     "exp": cmath.exp,
+    "log": cmath.log,
     "Abs": abs,
 }
