@@ -122,6 +122,9 @@ def test_a_mixture_counts_its_words(target: str) -> None:
         ("سلام 12", "ar", (1, 1)),
         ("", "ar", (0, 0)),
         ("hello", "ar", (0, 1)),
+        ("\\(the sum of it\\) und \\[ also \\]", "de", (1, 1)),
+        ("der \\(nie zu \\(the end\\) ist", "de", (4, 4)),  # only what is closed is a formula
+        ("Wait... das ist!!!\n\n... nicht so.", "de", (5, 5)),
     ],
 )
 def test_words_are_told_apart(text: str, language: str, counts: tuple[int, int]) -> None:
@@ -129,6 +132,8 @@ def test_words_are_told_apart(text: str, language: str, counts: tuple[int, int])
 
 
 def test_a_megabyte_is_read_in_seconds() -> None:
-    for text in ("the el le der " * 70_000, "数" * 300_000, "は数" * 150_000, "д" * 500_000):
+    words = ("the el le der " * 70_000, "数" * 300_000, "は数" * 150_000, "д" * 500_000)
+    loops = ("\\( x " * 200_000, "\\[ x " * 200_000, "." * 1_000_000 + "x", "a!?" * 300_000)
+    for text in (*words, *loops):
         for target in SUPPORTED:
             language_share(text, target)

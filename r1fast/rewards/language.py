@@ -32,11 +32,14 @@ _ARABIC = re.compile(r"[\u0600-\u06ff\u0750-\u077f]{2,}")
 _NOT_RUSSIAN = re.compile(r"[іїєґўјљњћђџѓќѕІЇЄҐЎЈ]")
 _NOT_ARABIC = re.compile(r"[پچژگکیٹڈڑےہں]")
 _OTHER = re.compile(r"[\u0370-\u03ff\u0530-\u05ff\u0700-\u074f\u0780-\u1fff\uac00-\ud7af]{2,}")
+# A formula has no other one in it: looking past the next opening would take quadratic time where none is closed.
 _LEFT_OUT = re.compile(
-    r"```.*?(?:```|$)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\(.*?\\\)|\\\[.*?\\\]|\\[A-Za-z]+|</?[a-z]+>", re.DOTALL
+    r"```.*?(?:```|$)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\((?:(?!\\\().)*?\\\)|\\\[(?:(?!\\\[).)*?\\\]|"
+    r"\\[A-Za-z]+|</?[a-z]+>",
+    re.DOTALL,
 )
 _SIGNS_OF_MARKUP = ("`", "$", "\\", "<")
-_SENTENCE_END = re.compile(r"[.!?;:…\n]+(?=\s|$)|[。！？；：\n]+")
+_SENTENCE_END = re.compile(r"[.!?;:…](?=\s|$)|[。！？；：\n]")  # not whole runs of them: in quadratic time
 
 LATIN_LANGUAGES = ("en", "es", "fr", "de")
 SUPPORTED = (*LATIN_LANGUAGES, "zh", "ja", "ru", "ar")

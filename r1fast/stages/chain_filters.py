@@ -31,7 +31,7 @@ _NOTATION = re.compile(
     r"|[A-Z]{2,5})(?![A-Za-z])",
     re.ASCII,
 )
-_FENCE = re.compile(r"```|^\s*~~~|<code>", re.MULTILINE)
+_FENCE = re.compile(r"```|^[^\S\n]*~~~|<code>", re.MULTILINE)
 _FENCED = re.compile(r"(```|~~~).*?(?:\1|$)", re.DOTALL)
 # Lines of programs that no sentence looks like; one of them may be a quotation, two in a row are a block.
 _CODE_LINE = re.compile(
