@@ -72,7 +72,8 @@ def text_of(prompt: Prompt, number: int) -> str:
 def test_a_group_has_the_advantages_of_grpo(model: Path, tmp_path: Path) -> None:
     looped = loop(rl_config(model, rewards__math__language_any=0.0), tmp_path)
     looped.engine = ScriptedEngine(lambda prompt, n: text_of(prompt, n == 0))  # type: ignore[assignment]
-    found = looped._collect()
+    found, drawn = looped._collect()
+    assert found == drawn
     assert len(found) == 4 * 4 and looped.cursor == 4
     rewards = torch.tensor([item.reward for item in found[:4]])  # accuracy + 0.2 format
     assert rewards.tolist() == pytest.approx([1.2, 0.2, 0.2, 0.2])
@@ -112,9 +113,9 @@ def test_refill_replaces_groups_without_variance(model: Path, tmp_path: Path, sh
     useful = {name for name in ids if ids.index(name) % 2 < 2 * share}
     engine = ScriptedEngine(lambda prompt, n: text_of(prompt, n if prompt.id in useful else 0))
     looped.engine = engine  # type: ignore[assignment]
-    found = looped._collect()
+    found, drawn = looped._collect()
     asked = [len(ids) for ids, _, _ in engine.calls]
-    assert asked[0] == 4 and looped.cursor == sum(asked)
+    assert asked[0] == 4 and looped.cursor == sum(asked) and len(drawn) == 4 * sum(asked)
     if not share:
         assert asked == [4] * MAX_REFILLS
         assert len(found) == 16 and not any(item.advantage for item in found)  # the last round: the KL still acts
@@ -127,6 +128,29 @@ def test_refill_replaces_groups_without_variance(model: Path, tmp_path: Path, sh
         kept += len(useful & set(round_ids))
     assert len(groups) == kept
     assert all(len({item.rollout.prompt.id for item in group}) == 1 for group in groups)
+
+
+def test_a_refilled_step_logs_all_that_was_drawn(model: Path, tmp_path: Path) -> None:
+    """Its groups without variance, too: of the others alone the mean reward need not rise when the policy improves."""
+    config = rl_config(model, rl__zero_variance="refill", rewards__math__language_any=0.0, rl__dev_every_steps=0)
+    looped = loop(config, tmp_path)
+    useful = {prompt.id for prompt in looped.context.source.prompts("train")[::4]}
+    engine = ScriptedEngine(lambda prompt, n: text_of(prompt, n if prompt.id in useful else 1))
+    looped.engine = engine  # type: ignore[assignment]
+    looped._rollout_and_update()
+    (line,) = ({key.removeprefix("r1_zero/"): value for key, value in x.items()} for x in read_metrics(tmp_path))
+    ids = [name for names, *_ in engine.calls for name in names]
+    without = len(set(ids) - useful)
+    assert line["zero_variance"] == pytest.approx(without / len(ids)) and 0 < without < len(ids)
+    assert line["reward"] == pytest.approx(line["accuracy"] + 0.2 * line["format"])
+    assert line["accuracy"] == pytest.approx(1 - 0.5 * (1 - line["zero_variance"]))
+
+
+def test_a_small_rollout_has_fewer_updates(model: Path, tmp_path: Path) -> None:
+    options = {"rl__prompts_per_step": 1, "rl__updates_per_rollout": 16, "data__num_train": 1, "rl__steps": 40}
+    looped = loop(rl_config(model, **options), tmp_path)
+    looped._rollout_and_update()
+    assert looped.step == 4
 
 
 @pytest.mark.parametrize(("updates", "count"), [(1, 8), (2, 8), (3, 8), (4, 9), (4, 6)])

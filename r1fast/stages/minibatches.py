@@ -55,13 +55,15 @@ def split_rollout(
 ) -> list[Minibatch]:
     """The rollout of all ranks split at random, by `key`, into one mini-batch per optimizer step (collective).
 
-    `scored`: this rank's own samples. `places`: all ranks' prompts, by id, in the order that samples are to have. A
-    mini-batch has the same samples whatever the number of ranks; sizes differ by one at most.
+    There are `updates` of them, or as many as the rollout has samples if that is less. `scored`: this rank's own
+    samples. `places`: all ranks' prompts, by id, in the order that samples are to have. A mini-batch has the same
+    samples whatever the number of ranks; sizes differ by one at most.
     """
     sequences = [as_sequence(item) for item in scored]
     check_sequences(sequences, packing.num_vocab)
     keys = [(places.get(item.rollout.prompt.id, 0), item.rollout.sample_index) for item in scored]
     listed = list_all(sequences, keys, ranks)
+    updates = max(1, min(updates, len(listed)))
     order = permutation(len(listed), key) if updates > 1 else list(range(len(listed)))
     bounds = [len(listed) * number // updates for number in range(updates + 1)]
     left_out, plans, figures = [], [], []

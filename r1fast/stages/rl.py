@@ -139,14 +139,14 @@ class RLLoop:
         self.temperature = self._temperature()
         self._before_generating()
         with self.context.ranks.pulse.during("rollout"):
-            scored = self._collect_or_stop()
+            scored, drawn = self._collect_or_stop()
         self._after_generating()
         times = {"time/rollout_s": time.perf_counter() - start, **self.scorer.take_times()}
         groups = [
-            [item.reward for item in scored[i : i + self.config.rl.group_size]]
-            for i in range(0, len(scored), self.config.rl.group_size)
+            [item.reward for item in drawn[i : i + self.config.rl.group_size]]
+            for i in range(0, len(drawn), self.config.rl.group_size)
         ]
-        sums = sample_sums(scored)
+        sums = sample_sums(drawn)
         sums.update(group_sums(groups))
         sums.update(self.scorer.take_metrics())
         sums.update(take_sums(self.engine))
@@ -219,13 +219,13 @@ class RLLoop:
             self.context.ranks.pulse.safe.withdraw()  # the update before may have been skipped
             self.reference.refresh(self.policy)
         update_s = time.perf_counter() - start
-        values = {**ratios(self.context.ranks.reduce(sums)), **ratios(update_sums), "lr": rate, **self.guard.figures()}
+        drawn = self.context.ranks.reduce(sums)
+        values = {**ratios(drawn), **ratios(update_sums), "lr": rate, **self.guard.figures()}
         values |= {**minibatch.figures, **times, "time/update_s": update_s, "time/save_s": self.progress.take_save_s()}
         if "logp_gap_max" in values:
             values["rollout_ratio_max"] = max_ratio(values["logp_gap_max"])
         if "length" in values:
-            num_tokens = sums.get("length_sum", 0.0) * self.context.ranks.world_size
-            values["time/tokens_per_s"] = num_tokens / times["time/rollout_s"]
+            values["time/tokens_per_s"] = drawn["length_sum"] / times["time/rollout_s"]
         if rl.dev_every_steps and (self.step % rl.dev_every_steps == 0 or self.step == rl.steps):
             values |= self._dev_evaluation()
             values |= self.best.offer(self.step, self.last_dev, self.policy.saver)
@@ -238,7 +238,7 @@ class RLLoop:
                     self.context.console.warn(reason)
                     self.warned.add(reason.split(":")[0])
 
-    def _collect_or_stop(self) -> list[ScoredRollout]:
+    def _collect_or_stop(self) -> tuple[list[ScoredRollout], list[ScoredRollout]]:
         """`_collect`; SIGTERM ends it at once, because it may take longer than a launcher waits.
 
         Not with several processes: one that stops alone would leave the others waiting for it.
@@ -254,13 +254,17 @@ class RLLoop:
                 self.progress.save(self.step, self._state(self._positions()))
             raise
 
-    def _collect(self) -> list[ScoredRollout]:
-        """Whole groups of this rank, with advantages; groups without variance replaced if the recipe asks."""
+    def _collect(self) -> tuple[list[ScoredRollout], list[ScoredRollout]]:
+        """Whole groups of this rank, with advantages: those to train on, and all that were drawn.
+
+        Groups without variance are replaced if the recipe asks.
+        """
         rl = self.config.rl
         wanted = rl.updates_per_rollout * at(rl.prompts_per_step, self.step)
         wanted_general = rl.updates_per_rollout * at(rl.general_prompts_per_step, self.step)
         num_groups = wanted + wanted_general
         kept: list[ScoredRollout] = []
+        drawn: list[ScoredRollout] = []
         self.places = {}
         for _ in range(MAX_REFILLS if rl.zero_variance == "refill" else 1):
             prompts = self.prompts.take(self.cursor, wanted)
@@ -272,14 +276,15 @@ class RLLoop:
             distinct = list({prompt.id: prompt for prompt in prompts}.values())
             self.places |= {prompt.id: len(self.places) + number for number, prompt in enumerate(distinct)}
             scored = self._sample(self.context.ranks.shard(distinct))
+            drawn += scored
             if rl.zero_variance != "refill":
-                return scored
+                return scored, drawn
             kept += with_variance(scored, rl.group_size)
             found = self.context.ranks.reduce({"groups_sum": len(kept) / rl.group_size})["groups_sum"]
             if found >= num_groups:
                 break
             wanted, wanted_general = round(num_groups - found), 0
-        return kept if found else scored  # all ranks the same
+        return (kept if found else scored), drawn  # all ranks the same
 
     def _sample(self, prompts: list[Prompt]) -> list[ScoredRollout]:
         rl = self.config.rl
