@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1fast.config import STAGES, Config, ConfigError
+from r1fast.context import local_device
 from r1fast.options import (
     build,
     differing_engine,
@@ -61,6 +62,15 @@ def test_tiny_is_the_default_and_runs_every_stage() -> None:
     assert not invocation.dry_run
     assert invocation.config.pipeline.stages == tuple(STAGES)
     assert invocation.config.for_stage("rl_1").loss.clip_low == 10.0
+
+
+@pytest.mark.parametrize("recipe", ["tiny", "tiny-no-language", "smoke"])
+def test_the_embedded_models_run_on_a_cpu_beside_a_gpu(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their heads are too small for the cache on a GPU: there, the default command was refused."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = parse(["--recipe", recipe]).config
+    assert local_device(config).type == "cpu"
+    assert local_device(parse(["--recipe", recipe, "--run.device", "auto"]).config).type == "cuda"
 
 
 def test_the_ablation_differs_from_tiny_by_the_language_reward_and_the_stages() -> None:
