@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from r1fast.rewards.language import SUPPORTED, language_share
+from r1fast.rewards.language import SUPPORTED, has_words, language_share
 
 # Sentences of a chain of thought in each language, formulas and numbers between the words.
 LABELLED = {
@@ -132,3 +132,9 @@ def test_a_megabyte_is_read_in_seconds() -> None:
     for text in ("the el le der " * 70_000, "数" * 300_000, "は数" * 150_000, "д" * 500_000):
         for target in SUPPORTED:
             language_share(text, target)
+
+
+@pytest.mark.parametrize("text", ["somo 3", "수를 더한다", "ab", "加", "слово", "3 + x then"])
+def test_words_of_any_language_are_words(text: str) -> None:
+    assert has_words(text)
+    assert not has_words("3 + 4 = 7, `word` x") and not has_words("")

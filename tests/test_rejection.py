@@ -65,6 +65,8 @@ def test_filters_that_are_off(policy: Policy) -> None:
         readable("首先 加上 加上"),
     ):
         assert reject(scored(math_prompt(), text), options, policy) == "kept"
+    unknown = scored(math_prompt(language="pt"), readable("primeiro somo 3 e 4 ."))
+    assert reject(unknown, options, policy) == "kept"  # in a language that nothing here tells
 
 
 def script(prompt: Prompt, number: int) -> str:

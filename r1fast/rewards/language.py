@@ -77,6 +77,11 @@ def language_share(text: str, language: str) -> tuple[int, int]:
     return counts.get(language, 0), sum(counts.values())
 
 
+def has_words(text: str) -> bool:
+    """Whether a text has words of any language, also of one that `language_share` does not know."""
+    return language_share(text, "zh")[1] > 0  # for which nothing has to tell Latin languages apart
+
+
 def _words(sentence: str, target: str) -> Iterator[tuple[str, int]]:
     """(language, number of its words) by script; "" for a language that has no name here."""
     latin = _LATIN.findall(sentence)
