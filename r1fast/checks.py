@@ -333,7 +333,7 @@ def _check_rewards(config: Config, stage: str) -> None:
                 raise ConfigError(
                     f"stages.{stage}: no reward rewards.{kind}.{name}; the rewards are {', '.join(known)}"
                 )
-    active = {name for weights in config.rewards.values() for name, weight in weights.items() if any(values(weight))}
+    active = config.active_rewards()
     if not active:
         raise ConfigError(
             f"stages.{stage}: every reward weight is 0; give one, for example rewards.math.accuracy = 1.0"
@@ -344,7 +344,15 @@ def _check_rewards(config: Config, stage: str) -> None:
             f"stages.{stage}: rewards {from_models} come from the stage reward_models, which does not run; "
             "add it to pipeline.stages or set their weights to 0"
         )
-    if any("judge" in weights for weights in config.rewards.values()):
+    order = list(STAGES)
+    if from_models and order.index(stage) < order.index("reward_models"):
+        kind, name = next((k, n) for k, table in config.rewards.items() for n in table if n in from_models)
+        raise ConfigError(
+            f"stages.{stage}: rewards {from_models} come from the stage reward_models, which runs after it; set their "
+            f"weights to 0 here (stages.{stage}.rewards.{kind}.{name} = 0), or give them to a later stage alone "
+            f"(stages.rl_2.rewards.{kind}.{name})"
+        )
+    if "judge" in active:
         check_judge(config)
 
 

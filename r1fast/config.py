@@ -21,7 +21,7 @@ from r1fast.harvest_config import RejectionConfig as RejectionConfig
 from r1fast.lora_config import LoraConfig as LoraConfig
 from r1fast.optimizer_config import OptimizerConfig as OptimizerConfig
 from r1fast.rollout_config import RolloutConfig
-from r1fast.schedule import IntSchedule, Schedule, at
+from r1fast.schedule import IntSchedule, Schedule, at, values
 from r1fast.stage_names import EMBEDDED_MODELS as EMBEDDED_MODELS
 from r1fast.stage_names import RL_STAGES as RL_STAGES
 from r1fast.stage_names import STAGES as STAGES
@@ -329,6 +329,11 @@ class Config:
         rewards = {kind: {**self.rewards.get(kind, {}), **own} for kind, own in changes.pop("rewards", {}).items()}
         sections = {section: replace(getattr(self, section), **keys) for section, keys in changes.items()}
         return replace(self, rewards={**self.rewards, **rewards}, **sections)
+
+    def active_rewards(self) -> frozenset[str]:
+        """The rewards with a weight other than 0, for some kind of prompt and at some step."""
+        tables = self.rewards.values()
+        return frozenset(name for table in tables for name, weight in table.items() if any(values(weight)))
 
     def policy_loss(self, step: int) -> PolicyLoss:
         """The loss options in force at `step`; numbers that 0 turns off become None."""

@@ -18,7 +18,7 @@ class ColdStartConfig:
     max_tokens: int = option(32_768, "completion limit", unit="tokens", need=">= 1", source=PAPER)
     max_per_prompt: int = option(1, "kept samples of a prompt, at most", unit="samples", need=">= 1")
     max_kept: int = option(8192, "kept samples, at most", unit="samples", need=">= 1")
-    min_language: float = option(0.0, "least share of the question's language in a chain", need=">= 0 <= 1")
+    min_language: float = option(0.0, "least share of the question's language in a chain; 0: any", need=">= 0 <= 1")
     rewrite: Literal["source", "model", "endpoint"] = option(
         "source",
         "who rewrites: source (tiny's lexicon; other sources leave chains as they are and add a summary), model (the "
@@ -40,7 +40,7 @@ class RejectionConfig:
     max_per_prompt: int = option(
         4, "kept samples of a prompt, at most", unit="samples", need=">= 1", source="not stated"
     )
-    min_language: float = option(0.999, "least share of the question's language in a chain", need=">= 0 <= 1")
+    min_language: float = option(0.999, "least share of the question's language in a chain; 0: any", need=">= 0 <= 1")
     max_paragraph_tokens: int = option(
         2048,
         "longest paragraph of a chain; 0: any",

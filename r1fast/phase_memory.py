@@ -251,7 +251,7 @@ class PhaseMemory:
         """That an RL stage loads."""
         if self.stage not in RL_STAGES:
             return 0
-        return len({name for table in self.config.rewards.values() for name in table if name in TRAINED_REWARDS})
+        return len(self.config.active_rewards().intersection(TRAINED_REWARDS))
 
     @property
     def _copies_reference(self) -> bool:

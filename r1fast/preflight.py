@@ -22,11 +22,11 @@ from r1fast.data.examples import read_messages
 from r1fast.data.prompts import most_bytes, varieties
 from r1fast.device_memory import check_cache, check_gpu, sampling
 from r1fast.disk import check_directory, run_bytes
+from r1fast.language_checks import FILTERING, check_languages
 from r1fast.models import check_checkpoint, model_path, read_json
 from r1fast.policy import eos_token_ids, load_tokenizer
 from r1fast.records import Prompt
 from r1fast.rewards.code import is_code
-from r1fast.rewards.language import SUPPORTED
 from r1fast.rewrite_instruction import CONVERSATION, read_instruction
 from r1fast.rollout.vllm_model import check_vllm
 from r1fast.run_dir import unfinished_stages
@@ -138,6 +138,8 @@ def check_source(config: Config, source: Source, stages: Collection[str]) -> Non
                     read_messages(file)
         except ValueError as error:
             raise ConfigError(f"stages.{stage}: {error}") from None
+        if stage in FILTERING:
+            check_languages(view, stage, varieties(prompts))
         if stage in RL_STAGES:
             general: Sequence[Prompt] = []
             if any(values(view.rl.general_prompts_per_step)):
@@ -148,6 +150,7 @@ def check_source(config: Config, source: Source, stages: Collection[str]) -> Non
                     f"{config.data.source!r} has no general prompts; set it to 0, or name some in general.prompts"
                 )
             _check_kinds(view, stage, prompts, general)
+            check_languages(view, stage, chain.from_iterable(map(varieties, (prompts, general))))
             if view.rewards not in checked:
                 checked.append(view.rewards)
                 _check_gold(view, list(prompts[:NUM_GOLDS]))
@@ -160,11 +163,6 @@ def _check_kinds(config: Config, stage: str, *sequences: Sequence[Prompt]) -> No
             raise ConfigError(
                 f"prompt {prompt.id!r} is of kind {prompt.kind!r}, for which stage {stage} has no rewards (it has "
                 f"{', '.join(sorted(config.rewards)) or 'none'}); add [rewards.{prompt.kind}], or drop such prompts"
-            )
-        if "language" in table and prompt.language not in SUPPORTED:
-            raise ConfigError(
-                f"prompt {prompt.id!r} is in language {prompt.language!r}, and the reward rewards.{prompt.kind}."
-                f"language knows only {', '.join(SUPPORTED)}; drop that reward (not only its weight), or such prompts"
             )
 
 

@@ -26,7 +26,7 @@ from r1fast.packing import position_ids
 from r1fast.policy import Policy, without_load_report
 from r1fast.records import Prompt
 from r1fast.rewards.response import parse_response
-from r1fast.templates import write_prompts
+from r1fast.templates import write_answered
 
 BATCH_TOKENS = 32768  # of responses that are scored together
 
@@ -94,10 +94,12 @@ class RewardModel:
         self.tokenizer.save_pretrained(directory)
 
     def encode(self, prompts: Seq[Prompt], responses: Seq[str]) -> list[list[int]]:
-        """Token ids of prompt, response and end token, one list a response."""
-        written = write_prompts(list(prompts), self.tokenizer)
-        ids = self.tokenizer(list(responses), add_special_tokens=False)["input_ids"]
-        return [[*prompt.token_ids, *own, self.eos_token_id] for prompt, own in zip(written, ids, strict=True)]
+        """Token ids of prompt, response and end token, one list a response, which is whole, or a summary alone.
+
+        Where the template opens the chain, a summary stands behind an empty one (`r1fast.templates.continuation`).
+        """
+        answered = write_answered(prompts, responses, self.tokenizer)
+        return [[*prompt_ids, *own, self.eos_token_id] for prompt_ids, own in answered]
 
     def score(self, token_ids: Seq[Seq[int]]) -> Tensor:
         """fp32 [N]: the head at each sequence's last token; differentiable."""

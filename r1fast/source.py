@@ -17,7 +17,7 @@ Split = Literal["train", "dev", "held_out"]
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A supervised example: a prompt (token ids unset) and the text of its response."""
+    """A supervised example: a prompt (token ids unset) and the text of its whole response, `<think>` included."""
 
     prompt: Prompt
     response: str

@@ -14,7 +14,7 @@ from typing import Any, overload
 from jinja2 import TemplateError
 
 from r1fast.records import Prompt
-from r1fast.rewards.response import THINK
+from r1fast.rewards.response import END_THINK, THINK
 from r1fast.tiny.templates import CHAT as TINY_CHAT
 from r1fast.tiny.templates import R1_ZERO as TINY_R1_ZERO
 
@@ -76,16 +76,39 @@ def write_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[Prompt]:
     A template that opens the answer with `<think>` is noted in `metadata`, so that rewards add it back. Raises
     ValueError for a prompt of no tokens.
     """
-    written = []
-    for prompt in prompts:
+    return [_written(prompt, render(prompt.text, tokenizer), tokenizer) for prompt in prompts]
+
+
+def write_answered(
+    prompts: Sequence[Prompt], responses: Sequence[str], tokenizer: Any
+) -> list[tuple[tuple[int, ...], list[int]]]:
+    """Token ids of each prompt, as `write_prompts` has them, and of what its whole response adds (`continuation`)."""
+    written, added = [], []
+    for prompt, response in zip(prompts, responses, strict=True):
         text = render(prompt.text, tokenizer)
-        token_ids = tuple(int(token) for token in tokenizer.encode(text, add_special_tokens=False))
-        if not token_ids:
-            raise ValueError(f"prompt {prompt.id!r} has no tokens: {prompt.text!r}")
-        prefix = response_prefix(text)
-        metadata = {**prompt.metadata, RESPONSE_PREFIX: prefix} if prefix else prompt.metadata
-        written.append(replace(prompt, token_ids=token_ids, metadata=metadata))
-    return written
+        written.append(_written(prompt, text, tokenizer).token_ids)
+        added.append(continuation(text, response))
+    return list(zip(written, tokenizer(added, add_special_tokens=False)["input_ids"], strict=True))
+
+
+def continuation(text: str, response: str) -> str:
+    """What a whole response adds to the templated text before it.
+
+    Unless the text has opened the chain, as the templates of R1's distilled models do, that is the response. Else a
+    `<think>` that the response begins with is not repeated, nor white space behind it that the template wrote; a
+    response that begins inside the chain goes on there; and one without a chain closes the one that was opened, for
+    it speaks to the reader: left inside, it would teach never to leave the chain.
+    """
+    opened = _OPEN_CHAIN.search(text)
+    if opened is None:
+        return response
+    rest = response.lstrip()
+    if rest.startswith(THINK):
+        rest = rest.removeprefix(THINK)
+    elif END_THINK not in rest.partition(THINK)[0]:
+        rest = f"\n\n{END_THINK}\n\n{rest}"
+    space = opened.group().removeprefix(THINK)
+    return rest.removeprefix(space) if rest.startswith(space) else rest.lstrip()
 
 
 class WrittenPrompts(Sequence[Prompt]):
@@ -139,6 +162,16 @@ def end_of_turn(tokenizer: Any) -> int | None:
 def response_prefix(text: str) -> str:
     """The `<think>` that a templated text ends in, as part of the answer; empty without one."""
     return THINK if _OPEN_CHAIN.search(text) else ""
+
+
+def _written(prompt: Prompt, text: str, tokenizer: Any) -> Prompt:
+    """The prompt with the token ids of its templated text."""
+    token_ids = tuple(int(token) for token in tokenizer.encode(text, add_special_tokens=False))
+    if not token_ids:
+        raise ValueError(f"prompt {prompt.id!r} has no tokens: {prompt.text!r}")
+    prefix = response_prefix(text)
+    metadata = {**prompt.metadata, RESPONSE_PREFIX: prefix} if prefix else prompt.metadata
+    return replace(prompt, token_ids=token_ids, metadata=metadata)
 
 
 def _read(name: str) -> str:

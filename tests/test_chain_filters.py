@@ -81,6 +81,7 @@ def test_languages() -> None:
     assert not mixes_languages("边长AB=5cm，sin30°=0.5", "zh", 0.999)
     assert mixes_languages("边长AB=5cm, so 面积是7", "zh", 0.999)
     assert mixes_languages("3 + 4 = 7", "en", 0.0)  # no words at all
+    assert mixes_languages("3 + 4 = 7", "pt", 0.0) and not mixes_languages("somo 3 e 4", "pt", 0.0)
     assert not mixes_languages("先算。\n\n```python\nprint(total)\n```\n\n得到答案。", "zh", 0.999)
 
 

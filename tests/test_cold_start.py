@@ -50,6 +50,13 @@ def test_min_language_is_the_least_share(context: RunContext) -> None:
     assert judge(context, item, 0.76)[0] == "mixed language"
 
 
+def test_without_a_least_share_a_language_that_nothing_tells_is_kept(context: RunContext) -> None:
+    item = scored(math_prompt(language="pt"), "<think> primeiro somo 3 e 4 . </think> <answer> 7 </answer>")
+    assert judge(context, item, 0.0)[0] == "kept"
+    numbers = scored(math_prompt(language="pt"), "<think> 3 + 4 = 7 </think> <answer> 7 </answer>")
+    assert judge(context, numbers, 0.0)[0] == "mixed language"  # no words at all
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_a_kept_chain_is_rewritten_with_a_summary(context: RunContext, language: str) -> None:
     prompt = math_prompt(language=language)

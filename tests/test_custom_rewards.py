@@ -31,6 +31,12 @@ def fails(prompt, rollout):
 def says(prompt, rollout):
     return "good"
 
+def unknown(prompt, rollout):
+    return Score(float("nan"), "ok")
+
+def huge(prompt, rollout):
+    return 10**400
+
 def one(prompt):
     return 1.0
 
@@ -60,7 +66,15 @@ def test_a_reward_of_a_file_is_weighed_like_any_other(file: Path) -> None:
     assert early.parts == {"accuracy": 1.0, "length_penalty": -len(rollout.text) / 100, "typed": 2.0}
 
 
-@pytest.mark.parametrize(("name", "why"), [("fails", "line 12: ZeroDivisionError"), ("says", "returned 'good'")])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("fails", "line 12: ZeroDivisionError"),
+        ("says", "returned 'good'"),
+        ("unknown", r"returned Score\(value=nan, outcome='ok', by_program=False\), which is no finite number"),
+        ("huge", "returned 1000"),
+    ],
+)
 def test_what_goes_wrong_inside_is_a_typed_crash(file: Path, name: str, why: str) -> None:
     scorer = Scorer({"math": {"accuracy": 1.0, name: 1.0}}, custom=[f"{file}:{name}"])
     scored = scorer.score([answered()])[0]
@@ -74,7 +88,7 @@ def test_what_goes_wrong_inside_is_a_typed_crash(file: Path, name: str, why: str
     ("spec", "message"),
     [
         ("none.py:f", "none.py does not exist .*give the path"),
-        ("{file}:penalty", "no function penalty; it has length_penalty, typed, fails, says, one"),
+        ("{file}:penalty", "no function penalty; it has length_penalty, typed, fails, says, unknown, huge, one"),
         ("{file}:number", "no function number"),
         ("{file}:one", r"called with \(prompt, rollout\), but: too many positional arguments; write def one"),
         ("{file}", "must be FILE.py:NAME"),

@@ -104,6 +104,9 @@ def test_mapped_fields(tmp_path: Path) -> None:
     assert prompts[2] == Prompt(
         id="2", text="question 2", token_ids=(), kind="code", answer="2", metadata={"tests": "[2]"}
     )
+    nothing = write_jsonl(tmp_path / "c.jsonl", [{**rows[0], "tests": None}, {**rows[1], "tests": 0}])
+    found = read_prompts(nothing, Reading(fields=FieldMap.read(fields)))
+    assert [prompt.metadata for prompt in found] == [{}, {"tests": "0"}]  # a null is no value
     blank = write_jsonl(tmp_path / "b.jsonl", [*rows, {"q": "x", "sol": "none", "extra": 0, "tests": []}])
     with pytest.raises(ValueError, match=r"line 4: data.fields: answer = 'sol \| boxed': no \\boxed"):
         read_prompts(blank, Reading(fields=FieldMap.read(fields)))

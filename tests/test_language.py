@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from r1fast.rewards.language import SUPPORTED, language_share
+from r1fast.rewards.language import SUPPORTED, has_words, language_share
 
 # Sentences of a chain of thought in each language, formulas and numbers between the words.
 LABELLED = {
@@ -137,3 +137,9 @@ def test_a_megabyte_is_read_in_seconds() -> None:
     for text in (*words, *loops):
         for target in SUPPORTED:
             language_share(text, target)
+
+
+@pytest.mark.parametrize("text", ["somo 3", "수를 더한다", "ab", "加", "слово", "3 + x then"])
+def test_words_of_any_language_are_words(text: str) -> None:
+    assert has_words(text)
+    assert not has_words("3 + 4 = 7, `word` x") and not has_words("")

@@ -182,6 +182,12 @@ def test_values_are_toml_with_text_as_the_fall_back(argv: list[str], section: st
         ("--pipeline.stages r1_zero,base", "out of order"),
         ("--pipeline.stages []", "is empty"),
         ("--pipeline.stages base,r1_zero --rewards.math.safe 1", "come from the stage reward_models"),
+        (
+            "--rewards.math.helpful [[0,0],[9,1]]",
+            "stages.r1_zero: rewards ['helpful'] come from the stage reward_models, which runs after it; set their "
+            "weights to 0 here (stages.r1_zero.rewards.math.helpful = 0), or give them to a later stage alone",
+        ),
+        ("--rewards.math.judge 1", "a judge needs both"),
         ("--model /m", "data.source = 'tiny' is written for the embedded models"),
         ("--model.student /m", "model.student = '/m'"),
         ("--data d.jsonl", "knows only the words of the embedded data"),

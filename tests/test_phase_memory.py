@@ -190,6 +190,8 @@ def test_reward_models_are_counted_one_by_one() -> None:
     loaded = replace(memory(), config=config)
     assert dict(loaded.held())["reward models"] == 2 * loaded.copy_bytes
     assert total(loaded.held()) - total(memory().held()) == 2 * loaded.copy_bytes
+    off = replace(config, rewards={"general": {"helpful": ((0, 0.0), (9, 1.0)), "safe": 0.0}})
+    assert dict(replace(loaded, config=off).held())["reward models"] == loaded.copy_bytes
 
 
 UNTIED_7B = replace(QWEN_7B, looked_up_params=152064 * 3584)

@@ -10,9 +10,11 @@ import pytest
 from servers import judge_server
 from tiny_run import ScriptedEngine, math_prompt, open_context, save_model, scored, tiny_config
 
+from r1fast import templates
 from r1fast.config import Config, RejectionConfig
 from r1fast.policy import Policy
 from r1fast.records import Prompt
+from r1fast.rewards.response import parse_response
 from r1fast.stages import rejection
 from r1fast.stages.rejection import reject, run_rejection
 from r1fast.stages.sft import read_examples
@@ -63,6 +65,8 @@ def test_filters_that_are_off(policy: Policy) -> None:
         readable("首先 加上 加上"),
     ):
         assert reject(scored(math_prompt(), text), options, policy) == "kept"
+    unknown = scored(math_prompt(language="pt"), readable("primeiro somo 3 e 4 ."))
+    assert reject(unknown, options, policy) == "kept"  # in a language that nothing here tells
 
 
 def script(prompt: Prompt, number: int) -> str:
@@ -95,6 +99,22 @@ def test_the_stage_writes_examples_and_general_data(tmp_path: Path, monkeypatch:
     assert kinds.count("math") == 12 and {*kinds} <= {"math", "general", "harmful"}
     assert engine.calls[0][0] == [prompt.id for prompt in context.source.prompts("train")[-6:]]
     assert all(example.response == example.response.strip() for example in examples)
+
+
+def test_the_chain_that_a_template_opens_is_part_of_the_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A student whose template opens nothing learns the whole response."""
+    monkeypatch.setattr(templates, "TINY_CHAT", f"{templates.TINY_CHAT} <think>")
+    options = {"rejection__prompts": 3, "rejection__max_per_prompt": 9, "rejection__general_share": 0.0}
+    config = tiny_config(save_model(tmp_path / "model"), **options)
+    engine = ScriptedEngine(lambda prompt, n: script(prompt, n).removeprefix("<think>"))
+    monkeypatch.setattr(rejection, "make_engine", engine)
+    with open_context(config, tmp_path / "run") as context:
+        save_model(context.directory("rl_1") / "checkpoint")
+        run_rejection(context, "rejection")
+        examples = read_examples(context.directory("rejection") / "examples.jsonl")
+    assert {parse_response(example.response).pattern for example in examples} == {"readable"}
 
 
 def graded(case: str, prompt: Prompt, number: int) -> str:

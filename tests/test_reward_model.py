@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from r1fast.policy import Policy
 from r1fast.reward_model import RewardModel, pairwise_loss, pointwise_loss, summary_of
+from r1fast.tiny.templates import CHAT as TINY_CHAT
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,14 @@ def test_encoding_ends_in_the_end_token(model: RewardModel) -> None:
     (ids,) = model.encode([math_prompt()], ["the answer is 7"])
     text = model.tokenizer.decode(ids)
     assert text.endswith("<assistant> the answer is 7 <eos>") and text.startswith("<bos>")
+
+
+def test_a_chain_that_the_template_opens_is_opened_once(model: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole response is read as it was sampled, a summary alone behind an empty chain."""
+    monkeypatch.setattr(model.tokenizer, "chat_template", f"{TINY_CHAT} <think>")
+    whole, summary = model.encode([math_prompt()] * 2, ["<think> first add </think> 7", "7"])
+    assert model.tokenizer.decode(whole).endswith("<assistant> <think> first add </think> 7 <eos>")
+    assert model.tokenizer.decode(summary).endswith("<assistant> <think> </think> 7 <eos>")
 
 
 def test_a_score_does_not_depend_on_the_batch(model: RewardModel) -> None:

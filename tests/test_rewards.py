@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -143,6 +144,18 @@ def test_a_chain_opened_by_the_template_counts() -> None:
     assert score("format", text).value == 0.0
     assert score("format", text, metadata=opened).value == 1.0
     assert score("language", text, metadata=opened).value == 1.0
+
+
+def test_a_chain_that_the_template_opened_is_skipped_by_closing_it() -> None:
+    """In an answer to an open question; elsewhere, or where the model opened it itself, it is an empty chain."""
+    skipped, opened = "\n\n</think>\n\nfirst we add .", {"response_prefix": "<think>"}
+    greeting: dict[str, Any] = {"answer": "", "kind": "general"}
+    for name in ("format", "language"):
+        assert score(name, skipped, metadata=opened, **greeting).value == 1.0
+        assert score(name, f"<think>{skipped}", **greeting).value == 0.0
+        assert score(name, skipped, metadata=opened).value == 0.0
+    assert score("format", "\n</think>\n", metadata=opened, **greeting).value == 0.0  # nothing is said
+    assert score("language", "\n</think>\n首先 we add .", metadata=opened, **greeting).value < 1.0
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,20 @@ def test_a_prefix_of_the_template_is_not_doubled() -> None:
     scorer.close()
 
 
+def test_without_a_least_share_a_language_that_nothing_tells_is_kept() -> None:
+    reply = "<think>\nprimeiro somo\n</think>\n\\boxed{7}"
+    rewriting = Rewriting(
+        write=lambda prompts: [reply for _ in prompts],
+        endpoint=None,
+        instruction=Template(PROMPT),
+        min_language=0.0,
+        max_per_prompt=1,
+    )
+    scorer = Scorer({"math": {"accuracy": 1.0, "format": 0.0}})
+    assert rewriting([scored(math_prompt(language="pt"), SAMPLE)], [("kept", "")], scorer) == [("kept", reply)]
+    scorer.close()
+
+
 def run_stage(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> tuple[RunContext, dict[str, float]]:
     config = tiny_config(save_model(folder / "model"), cold_start__prompts=6, **options)
     sampled = ScriptedEngine(lambda prompt, _: f"<think> first add . </think> <answer> {prompt.answer} </answer>")

@@ -61,6 +61,14 @@ def test_loss_is_on_the_response_and_its_end(policy: Policy) -> None:
     assert policy.tokenizer.decode(targets) == f"{EXAMPLES[0].response} <eos> 7 <eos>"
 
 
+def test_a_chain_that_the_template_opens_is_opened_once(policy: Policy) -> None:
+    """The tags are those that a sample has; an answer without a chain is not learnt as one."""
+    policy.tokenizer.chat_template += " <think>"
+    chained, plain = (policy.tokenizer.decode(sequence.token_ids) for sequence in encode_examples(EXAMPLES, policy))
+    assert chained == f"<bos> <user> {EXAMPLES[0].prompt.text} <assistant> {EXAMPLES[0].response} <eos>"
+    assert plain == f"<bos> <user> {EXAMPLES[1].prompt.text} <assistant> <think> </think> 7 <eos>"
+
+
 def test_loss_value_and_gradient_are_those_of_transformers(policy: Policy, model: Path) -> None:
     sequences = encode_examples(EXAMPLES, policy)
     count = sum(len(s.token_ids) - s.num_prompt_tokens for s in sequences)

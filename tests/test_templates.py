@@ -13,11 +13,13 @@ from r1fast.records import Prompt
 from r1fast.templates import (
     INSTRUCTION,
     RESPONSE_PREFIX,
+    continuation,
     end_of_turn,
     render,
     render_messages,
     response_prefix,
     set_template,
+    write_answered,
     write_prompts,
 )
 from r1fast.tiny.tokenizer import build_tokenizer
@@ -118,6 +120,36 @@ def test_write_prompts_notes_an_opened_chain(tokenizer: Any, tmp_path: Path) -> 
     set_template(tokenizer, "none")
     with pytest.raises(ValueError, match="no tokens"):
         write_prompts([Prompt(id="a", text="", token_ids=())], tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("text", "response", "added"),
+    [
+        ("A:", "<think>\na\n</think>\nb", "<think>\na\n</think>\nb"),
+        ("A:", "b", "b"),
+        ("A: <think>\n", "<think>\na\n</think>\nb", "a\n</think>\nb"),
+        ("A: <think>\n", "\n<think> a </think> b", "a </think> b"),
+        ("A: <think>", "<think> a </think> b", " a </think> b"),  # white space that the template did not write
+        ("A: <think>\n", "a\n</think>\nb", "a\n</think>\nb"),  # begins inside the chain
+        ("A: <think>\n", "<think> a", "a"),  # never left it
+        ("A: <think>\n", "b", "\n</think>\n\nb"),  # has none
+        ("A: <think>", "b", "\n\n</think>\n\nb"),
+        ("A: <think>\n", "it thinks in <think> a </think>", "\n</think>\n\nit thinks in <think> a </think>"),
+        ("A: <think>\n", "", "\n</think>\n\n"),
+    ],
+)
+def test_a_response_goes_on_where_the_template_ends(text: str, response: str, added: str) -> None:
+    assert continuation(text, response) == added
+
+
+def test_answered_prompts_are_the_written_ones_and_what_follows(tokenizer: Any, tmp_path: Path) -> None:
+    file = tmp_path / "own.jinja"
+    file.write_text("Q: {{ messages[0]['content'] }} A: <think>")
+    set_template(tokenizer, str(file))
+    prompts = [Prompt(id="a", text="1+1", token_ids=()), Prompt(id="b", text="hi", token_ids=())]
+    answered = write_answered(prompts, ["<think> a </think> 2", "hello"], tokenizer)
+    assert [ids for ids, _ in answered] == [prompt.token_ids for prompt in write_prompts(prompts, tokenizer)]
+    assert ["".join(map(chr, ids)) for _, ids in answered] == [" a </think> 2", "\n\n</think>\n\nhello"]
 
 
 def test_a_conversation_in_a_template(tokenizer: Any) -> None:

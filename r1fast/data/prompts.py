@@ -86,11 +86,13 @@ class Reading:
         return self.finish(made) if self.finish else made
 
     def _metadata(self, row: Row) -> dict[str, str]:
+        """Without the entries that a row has no value for."""
         names = [name for name in self.fields.fields if name.startswith("metadata.")]
         values = {name.removeprefix("metadata."): self.fields.value(name, row) for name in names}
         return {
             name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             for name, value in values.items()
+            if value is not None
         }
 
 

@@ -12,7 +12,7 @@ import numbers
 import runpy
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,21 @@ class CustomReward:
             line = traceback.extract_tb(error.__traceback__)[-1].lineno
             self.last_error = f"{self.spec} line {line}: {type(error).__name__}: {error}"[:500]
             return Score(0.0, "crash")
-        if isinstance(result, Score | Check):
+        if isinstance(result, Check):
             return result
-        if isinstance(result, numbers.Real) and math.isfinite(result):
-            return Score(float(result), "ok")
-        self.last_error = f"{self.spec} returned {result!r}, which is no finite number and no Score"[:500]
+        score = result if isinstance(result, Score) else Score(result, "ok")
+        if (value := _finite(score.value)) is not None:
+            return replace(score, value=value)
+        self.last_error = f"{self.spec} returned {result!r}, which is no finite number and no Score of one"[:500]
         return Score(0.0, "crash")
+
+
+def _finite(value: object) -> float | None:
+    try:
+        number = float(value) if isinstance(value, numbers.Real) else math.nan
+    except OverflowError:  # an integer that no float can hold
+        return None
+    return number if math.isfinite(number) else None
 
 
 def split_spec(spec: str) -> tuple[Path, str]:

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from r1fast.records import Prompt, Rollout
-from r1fast.rewards.response import TAGS, parse_response, response_text
+from r1fast.rewards.response import TAGS, open_ended_text, parse_response, response_text
 from r1fast.rewards.score import UNPARSED, Score
 
 _HAN = re.compile(r"[\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
@@ -78,6 +78,11 @@ def language_share(text: str, language: str) -> tuple[int, int]:
         for name, count in _words(sentence, language):
             counts[name] = counts.get(name, 0) + count
     return counts.get(language, 0), sum(counts.values())
+
+
+def has_words(text: str) -> bool:
+    """Whether a text has words of any language, also of one that `language_share` does not know."""
+    return language_share(text, "zh")[1] > 0  # for which nothing has to tell Latin languages apart
 
 
 def _words(sentence: str, target: str) -> Iterator[tuple[str, int]]:
@@ -145,13 +150,15 @@ def language(prompt: Prompt, rollout: Rollout) -> Score:
     """Share of target-language words in the chain, in [0, 1]; `partial` below 1.
 
     Without a closed `<think>` chain: `unparsed`, 0, so that breaking the format never pays; only a response to an
-    open question with no tags at all is judged as a whole. A chain without words is `empty`, 0: a chain of bare
-    numbers must not earn the reward of a readable one.
+    open question with no tags at all is judged as a whole (the empty chain by which it skips one that the template
+    opened is none). A chain without words is `empty`, 0: a chain of bare numbers must not earn the reward of a
+    readable one.
     """
-    text = response_text(prompt, rollout)
+    verifiable = bool(prompt.answer) or "gym_entry" in prompt.metadata
+    text = response_text(prompt, rollout) if verifiable else open_ended_text(prompt, rollout)
     chain = parse_response(text).chain
     if chain is None:
-        if prompt.answer or "gym_entry" in prompt.metadata or any(tag in text for tag in TAGS):
+        if verifiable or any(tag in text for tag in TAGS):
             return UNPARSED
         chain = text
     return _score(chain, prompt.language)

@@ -6,6 +6,7 @@ R1-Zero: `<think> chain </think> <answer> answer </answer>`. Readable (cold star
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,7 @@ from r1fast.records import Prompt, Rollout
 THINK, END_THINK, ANSWER, END_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
 TAGS = (THINK, END_THINK, ANSWER, END_ANSWER)
 BOXED = "\\boxed"
+_EMPTY_CHAIN = re.compile(rf"\A\s*{THINK}\s*{END_THINK}")
 # What may follow the closing brace of the final \boxed{} without spoiling "ends in": punctuation and closing LaTeX.
 _AFTER_BOXED = " \t\r\n.。!！$)]\\*"
 
@@ -38,6 +40,12 @@ class Response:
 def response_text(prompt: Prompt, rollout: Rollout) -> str:
     """The completion, with the `<think>` that a template may have put at the end of the prompt (`r1fast.templates`)."""
     return prompt.metadata.get("response_prefix", "") + rollout.text
+
+
+def open_ended_text(prompt: Prompt, rollout: Rollout) -> str:
+    """`response_text` without a chain that the template opened and the model closed at once: it has skipped it."""
+    text = response_text(prompt, rollout)
+    return _EMPTY_CHAIN.sub("", text) if prompt.metadata.get("response_prefix") else text
 
 
 def parse_response(text: str) -> Response:

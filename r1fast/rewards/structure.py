@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from r1fast.records import Prompt, Rollout
 from r1fast.rewards.code import find_program, is_code
-from r1fast.rewards.response import ANSWER, END_ANSWER, END_THINK, THINK, parse_response, response_text
+from r1fast.rewards.response import ANSWER, END_ANSWER, END_THINK, THINK, open_ended_text, parse_response, response_text
 from r1fast.rewards.score import OK, WRONG, Score
 
 
@@ -12,8 +12,9 @@ def format_structure(prompt: Prompt, rollout: Rollout) -> Score:
     r"""1 for exactly `<think>..</think> <answer>..</answer>` or `<think>..</think> summary \boxed{..}`, else 0.
 
     A prompt without a verifiable answer needs no `\boxed{}` and may skip the chain (R1 answers a simple "hello"
-    without one): its tags must still be whole and the text after them non-blank. A code task needs a chain and,
-    in place of the `\boxed{}`, a program in a fenced block.
+    without one): its tags must still be whole and the text after them non-blank. Where the template opens the chain,
+    it is skipped by closing it at once. A code task needs a chain and, in place of the `\boxed{}`, a program in a
+    fenced block.
     """
     text = response_text(prompt, rollout)
     if is_code(prompt):
@@ -21,7 +22,7 @@ def format_structure(prompt: Prompt, rollout: Rollout) -> Score:
         return OK if whole else WRONG
     if prompt.answer or "gym_entry" in prompt.metadata:
         return OK if parse_response(text).pattern != "none" else WRONG
-    return OK if _open_ended(text) else WRONG
+    return OK if _open_ended(open_ended_text(prompt, rollout)) else WRONG
 
 
 def _open_ended(text: str) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1fast.rewards.language import language_share
+from r1fast.rewards.language import has_words, language_share
 
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
@@ -75,14 +75,24 @@ def chain_faults(chain: str, language: str, limits: ChainLimits, count_tokens: C
 
 
 def mixes_languages(chain: str, language: str, min_language: float) -> bool:
-    """Whether less than `min_language` of the words are in the question's language, or there are no words at all.
+    """`lacks_language` of a chain without its code.
 
     Units, functions and names of points are words of no language: a Chinese chain may have them.
     """
     chain = _without_code(chain)
     if language != "en":
         chain = _NOTATION.sub(" ", chain)
-    target, total = language_share(chain, language)
+    return lacks_language(chain, language, min_language)
+
+
+def lacks_language(text: str, language: str, min_language: float) -> bool:
+    """Whether less than `min_language` of the words are in a language, or there are no words at all.
+
+    At 0 only the latter, so that the language may be one that `language_share` does not know.
+    """
+    if not min_language:
+        return not has_words(text)
+    target, total = language_share(text, language)
     return total == 0 or target < min_language * total
 
 

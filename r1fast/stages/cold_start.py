@@ -6,12 +6,11 @@ from collections import Counter
 
 from r1fast.context import RunContext
 from r1fast.records import ScoredRollout
-from r1fast.rewards.language import language_share
 from r1fast.rewards.response import parse_response, response_text
 from r1fast.rollout.backend import make_engine
 from r1fast.sampling import Sampling
 from r1fast.source import Example
-from r1fast.stages.chain_filters import repeats
+from r1fast.stages.chain_filters import lacks_language, repeats
 from r1fast.stages.harvest import Harvest, YieldTable, source_of, write_examples
 from r1fast.stages.rewrite import make_rewriting
 
@@ -65,7 +64,6 @@ def judge(context: RunContext, item: ScoredRollout, min_language: float) -> tupl
     if repeats(response.chain):
         return "repetition", None
     chain = context.source.rewrite(" ".join(response.chain.split()), prompt.language)
-    target, total = language_share(chain, prompt.language)
-    if total == 0 or target < min_language * total:
+    if lacks_language(chain, prompt.language, min_language):
         return "mixed language", None
     return "kept", Example(prompt=prompt, response=context.source.readable(chain, prompt))

@@ -31,7 +31,7 @@ def run_rejection(context: RunContext, stage: str) -> dict[str, float]:
 
     def verdict_and_text(item: ScoredRollout) -> tuple[str, str]:
         verdict = reject(item, options, policy)
-        return verdict, item.rollout.text.strip() if verdict == "kept" else ""
+        return verdict, response_text(item.rollout.prompt, item.rollout).strip() if verdict == "kept" else ""
 
     harvest = Harvest(
         context=context,

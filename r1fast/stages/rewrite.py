@@ -16,13 +16,12 @@ from r1fast.config import Config
 from r1fast.context import RunContext
 from r1fast.records import Prompt, ScoredRollout
 from r1fast.rewards.endpoint import Endpoint, EndpointError
-from r1fast.rewards.language import language_share
 from r1fast.rewards.response import parse_response, response_text
 from r1fast.rewrite_instruction import CONVERSATION, read_instruction
 from r1fast.rollout.backend import make_engine
 from r1fast.sampling import Sampling
 from r1fast.scorer import Scorer, written
-from r1fast.stages.chain_filters import repeats
+from r1fast.stages.chain_filters import lacks_language, repeats
 from r1fast.templates import RESPONSE_PREFIX
 
 LANGUAGES = {
@@ -101,8 +100,7 @@ class Rewriting:
             return "rewritten wrong", ""
         if repeats(chain):
             return "repetition", ""
-        target, total = language_share(chain, item.rollout.prompt.language)
-        if total == 0 or target < self.min_language * total:
+        if lacks_language(chain, item.rollout.prompt.language, self.min_language):
             return "mixed language", ""
         return "kept", f"<think>\n{chain}\n</think>\n{response.summary.strip()}"
 

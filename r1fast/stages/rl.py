@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from r1fast.best_model import BestModel
-from r1fast.config import Config, user_input
+from r1fast.checks import MODEL_REWARDS
+from r1fast.config import Config, RewardWeights, user_input
 from r1fast.context import START, RunContext
 from r1fast.diagnosis import why_stalled
 from r1fast.evaluate import dev_reading
@@ -85,7 +86,7 @@ class RLLoop:
         self.engine = make_engine(self.policy, self.config, context.ranks)
         self.judge: Judge | None = None
         self.scorer = Scorer(
-            self.config.rewards,
+            self._weights(),
             model_rewards=self._model_rewards(),
             custom=self.config.scoring.custom,
             gate=self.config.scoring.gate,
@@ -324,8 +325,14 @@ class RLLoop:
     def _temperature(self) -> float:
         return at(self.config.rl.temperature, self.step)
 
+    def _weights(self) -> RewardWeights:
+        """Those of the stage but of rewards of models that weigh nothing in it: `_model_rewards` does not load them."""
+        idle = set(MODEL_REWARDS) - self.config.active_rewards()
+        tables = self.config.rewards.items()
+        return {kind: {name: table[name] for name in table if name not in idle} for kind, table in tables}
+
     def _model_rewards(self) -> dict[str, ModelReward]:
-        names = {name for table in self.config.rewards.values() for name in table}
+        names = self.config.active_rewards()
         rewards: dict[str, ModelReward] = dict(
             load_model_rewards(self.context, names, idles=self.config.optimizer.offload_idle_models)
         )

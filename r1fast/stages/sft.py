@@ -28,7 +28,7 @@ from r1fast.stages.minibatches import Packing, own_share
 from r1fast.step_dump import StepArguments, dumper
 from r1fast.step_guard import StepGuard
 from r1fast.stream import Stream, permutation
-from r1fast.templates import write_prompts
+from r1fast.templates import write_answered
 from r1fast.trainer import global_denominator
 from r1fast.trainers import AnyTrainer, make_trainer
 
@@ -147,15 +147,17 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
 
 
 def encode_examples(examples: list[Example], policy: Policy) -> list[Sequence]:
-    """Prompt in the policy's template, then the response and an end token; loss on the response alone."""
-    prompts = write_prompts([example.prompt for example in examples], policy.tokenizer)
-    responses = policy.tokenizer([example.response for example in examples], add_special_tokens=False)["input_ids"]
+    """Prompt in the policy's template, then the response and an end token; loss on the response alone.
+
+    Responses are whole: a `<think>` that the template writes is left out, see `r1fast.templates.continuation`.
+    """
+    prompts, responses = [example.prompt for example in examples], [example.response for example in examples]
     return [
         Sequence(
-            token_ids=torch.tensor([*prompt.token_ids, *response, policy.eos_token_ids[0]]),
-            num_prompt_tokens=len(prompt.token_ids),
+            token_ids=torch.tensor([*prompt_ids, *response_ids, policy.eos_token_ids[0]]),
+            num_prompt_tokens=len(prompt_ids),
         )
-        for prompt, response in zip(prompts, responses, strict=True)
+        for prompt_ids, response_ids in write_answered(prompts, responses, policy.tokenizer)
     ]
 
 
