@@ -129,6 +129,15 @@ def test_the_longest_are_known(tmp_path: Path) -> None:
     assert max(among) == 403 and all(any(p.text == q.text for q in prompts[:400]) for p in prompts[:400].longest())
 
 
+def test_the_longest_of_a_slice_without_the_longest_of_all_are_known(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{'x' * (n if n < 300 else 900)} {n}", "answer": "1"} for n in range(900)]
+    whole = read_prompts(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert {prompt.text for prompt in whole[:300].longest()} == {row["prompt"] for row in rows[44:300]}
+    assert {prompt.text for prompt in whole[:9].longest()} == {row["prompt"] for row in rows[:9]}
+    banned = whole.without(lambda prompt: prompt.answer == "2")
+    assert max(len(prompt.text) for prompt in banned[:9].longest()) == 904  # it may take the place of another
+
+
 @given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 5).map(lambda n: n << 60), max_size=40))
 def test_distinct_keeps_the_first_of_every_question(keys: list[int]) -> None:
     places = np.arange(len(keys), dtype=np.uint32) * 2

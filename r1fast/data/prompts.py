@@ -21,6 +21,7 @@ from r1fast.records import Prompt
 # A chain in Chinese is asked for when at least this share of a question's characters is Chinese.
 _HAN_SHARE = 0.2
 _NUM_LONGEST = 256  # prompts of most bytes that a survey remembers
+_FEW_LONGEST = 16  # of which a slice must have so many, or all its prompts are looked at
 _MAX_DRAWS = 1000  # of another prompt in place of a banned one
 _KNOWN = frozenset(PLAIN)
 _PLAIN_VARIETY = ("math", "")
@@ -257,11 +258,14 @@ class Prompts(Sequence[Prompt]):
         return [self._made(place) for place in self._facts.varieties.values()]
 
     def longest(self) -> list[Prompt]:
-        """The questions of most bytes."""
-        longest = self._facts.longest if len(self) else ()
-        nearest = self.places[np.searchsorted(self.places, longest).clip(max=len(self) - 1)]
+        """The questions of most bytes; those among them that may take the place of another."""
+        places = self.places if self._ban is None else self._ban.pool
+        longest = self._facts.longest if len(places) else ()
+        nearest = places[np.searchsorted(places, longest).clip(max=len(places) - 1)]
         kept = [place for place, near in zip(longest, nearest.tolist(), strict=True) if place == near]
-        return [self._made(place) for place in kept]
+        if len(kept) >= min(_FEW_LONGEST, len(places)):
+            return [self._made(place) for place in kept]
+        return heapq.nlargest(_NUM_LONGEST, map(self._made, places.tolist()), key=lambda made: len(made.text.encode()))
 
     def _made(self, place: int) -> Prompt:
         return self._reading.prompt(self._rows[place], f"{self._rows.name}-{place + 1}")
