@@ -100,6 +100,7 @@ class StateFolder:
 
     def _write(self, name: str, value: Any) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
+        self._drop_partials()
         partial, hashed = self.path / f"{name}.partial", _Hashed(self._beat)
         try:
             with partial.open("wb") as file:
@@ -114,6 +115,16 @@ class StateFolder:
                 raise hashed.error from error  # torch's writer says "unexpected pos" where the disk is full
             raise
         sync_directory(self.path)
+
+    def _drop_partials(self) -> None:
+        """What killed writes have left: each as large as a state, under the name of a step that may not be saved again.
+
+        None is being written: only rank 0 of the run that holds the directory's lock writes states, whole ones also
+        where ZeRO shares them out, and one at a time (`BackgroundWriter`, `SafePoint`).
+        """
+        for kind in ("step", "part"):
+            for left in self.path.glob(f"{kind}-*.partial"):
+                left.unlink(missing_ok=True)
 
     def _files(self, kind: str) -> list[Path]:
         """Whole or corrupt, not the partial ones, by name and so by step; of one name the newest comes last."""

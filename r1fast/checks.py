@@ -370,10 +370,15 @@ def _check_loss(config: Config, stage: str) -> None:
             raise ConfigError(f"stages.{stage}.loss at step {step}: {listed} must not fall; 0 turns one off")
 
 
+def reads_dev(config: Config, stage: str) -> bool:
+    """Whether a stage reads dev: the base model's once, others while they train."""
+    section = getattr(config.for_stage(stage), STAGES[stage])
+    return stage == "base" or bool(getattr(section, "dev_every_steps", 0))
+
+
 def keeps_best(config: Config, stage: str) -> bool:
-    """Whether a stage reads dev while it trains and keeps the model of the best reading."""
-    section = getattr(config.for_stage(stage), STAGES[stage], None)
-    return config.run.keep_best != "off" and bool(getattr(section, "dev_every_steps", 0))
+    """Whether a stage keeps the model of the best reading of dev while it trains."""
+    return config.run.keep_best != "off" and stage != "base" and reads_dev(config, stage)
 
 
 def _check_keep_best(config: Config) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from r1fast.checks import reads_dev
 from r1fast.config import STAGES, Config, ConfigError
 from r1fast.context import compute_dtype
 from r1fast.disk import format_bytes
@@ -17,9 +18,9 @@ from r1fast.plan import stage_works
 from r1fast.rollout.page_store import CacheShape
 
 
-def sampling(stages: Collection[str]) -> list[str]:
+def sampling(config: Config, stages: Collection[str]) -> list[str]:
     """The stages that draw completions."""
-    return [stage for stage in stages if STAGES[stage] not in ("sft", "reward_model")]
+    return [stage for stage in stages if reads_dev(config, stage) or STAGES[stage] not in ("sft", "reward_model")]
 
 
 def check_cache(config: Config, described: Any, stages: Collection[str], device: torch.device) -> None:
@@ -27,7 +28,7 @@ def check_cache(config: Config, described: Any, stages: Collection[str], device:
 
     `described`: its Hugging Face config.
     """
-    if any(config.for_stage(stage).rollout.backend == "paged" for stage in sampling(stages)):
+    if any(config.for_stage(stage).rollout.backend == "paged" for stage in sampling(config, stages)):
         name = (getattr(described, "architectures", None) or [described.model_type])[0]
         dtype = compute_dtype(config, device)
         CacheShape.of_config(described, name=name, dtype=dtype, device_type=device.type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -56,6 +57,15 @@ def run_bytes(
     return checkpoints + states + TEXT_BYTES
 
 
+def saved_bytes(run_dir: Path) -> int:
+    """Bytes of the states that a run has saved, whole or not: those to come replace them, or their stage's end."""
+    found = 0
+    for path in run_dir.glob("stages/*/state/*"):
+        with contextlib.suppress(FileNotFoundError):  # a run that is just ending drops them
+            found += path.stat().st_size
+    return found
+
+
 def existing_parent(path: Path) -> Path:
     """The directory itself, or the nearest one above it that exists."""
     place = path.absolute()
@@ -65,7 +75,7 @@ def existing_parent(path: Path) -> Path:
 
 
 def check_directory(run_dir: Path, need_bytes: int) -> int:
-    """Bytes free where a run would write `need_bytes`; writes nothing itself.
+    """Bytes free where a run would write `need_bytes`, some of them over states that it has saved; writes nothing.
 
     Raises:
         ConfigError: it is a file, may not be written to, or has too little space.
@@ -77,6 +87,7 @@ def check_directory(run_dir: Path, need_bytes: int) -> int:
         why = "is on a read-only file system" if _is_read_only(place) else "may not be written to by this user"
         raise ConfigError(f"run directory {run_dir}: {place} {why}; choose another with --run.dir DIR")
     free_bytes = shutil.disk_usage(place).free
+    need_bytes -= saved_bytes(run_dir)
     if free_bytes < need_bytes:
         raise ConfigError(
             f"run directory {run_dir}: {format_bytes(free_bytes)} are free there, this run writes about "

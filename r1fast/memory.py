@@ -6,6 +6,7 @@ memory the tree really holds: forked reward workers, which share nearly everythi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -47,8 +48,9 @@ class PeakMemory:
             self.peak_bytes = now_bytes
             if self._record is not None:
                 partial = self._record.with_name(f"{self._record.name}.partial")
-                partial.write_text(f"{now_bytes}\n", encoding="ascii")  # a kill must not leave half a number
-                partial.replace(self._record)
+                with contextlib.suppress(OSError):  # a full disk: said by who writes more than a figure
+                    partial.write_text(f"{now_bytes}\n", encoding="ascii")  # a kill must not leave half a number
+                    partial.replace(self._record)
         return now_bytes
 
     def __enter__(self) -> PeakMemory:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from r1fast.checks import MODEL_REWARDS, STUDENT_STAGES, check_device, check_processes
+from r1fast.completion_limits import Limit, completion_limits, sampled_models
 from r1fast.config import RL_STAGES, STAGES, Config, ConfigError, RewardWeights, user_input
 from r1fast.context import CONVERSATIONAL, compute_dtype, local_device
 from r1fast.data.examples import read_messages
@@ -82,7 +83,7 @@ def check_input(config: Config, source: Source, stages: Collection[str]) -> dict
 
 def check_backend(config: Config, stages: Collection[str]) -> None:
     """ValueError where the engine that a stage samples with is not installed."""
-    if any(config.for_stage(stage).rollout.backend == "vllm" for stage in sampling(stages)):
+    if any(config.for_stage(stage).rollout.backend == "vllm" for stage in sampling(config, stages)):
         check_vllm()
 
 
@@ -240,28 +241,33 @@ class ModelFiles:
 
     def check_stages(self, config: Config, source: Source, stages: Iterable[str]) -> None:
         """Each stage that starts from this model in the end: its template exists, its prompts fit the window."""
-        longest: dict[tuple[str, bool], Prompt] = {}
+        longest: dict[tuple[str, Split, bool], Prompt | None] = {}
         for stage in stages:
             if self.root not in roots(config, [stage]):
                 continue
             check_cache(config, self.described, [stage], local_device(config))
             check_targets(config.for_stage(stage).lora, stage, self.name, self.layers)
-            template = self.set_template(config, stage)
-            for key, limit, general in _limits(config.for_stage(stage), stage):
-                if (template, general) not in longest:
-                    longest[template, general] = self.longest(_prompts(source, general))
-                prompt = longest[template, general]
-                num_tokens = len(prompt.token_ids)
-                if self.window is not None and num_tokens + limit > self.window:
-                    room = self.window - num_tokens
-                    fix = f"lower it to at most {room}, or drop the prompt" if room > 0 else "drop the prompt"
-                    raise ConfigError(
-                        f"{key} = {limit}: prompt {prompt.id!r} has {num_tokens} tokens in template {template!r}, "
-                        f"together {num_tokens + limit}, and model {self.name!r} has a window of {self.window}; {fix}"
-                    )
-
+            for sampled in sampled_models(config, stage, self.root):
+                template = self.set_template(config, sampled)
+                for limit in completion_limits(config, stage):
+                    key = template, limit.split, limit.general
+                    if key not in longest:
+                        longest[key] = self.longest(limit.prompts(source))
+                    self._check_window(limit, longest[key], template)
             if stage == "cold_start" and config.for_stage(stage).cold_start.rewrite == "model":
                 self.check_rewriting(config, source)
+
+    def _check_window(self, limit: Limit, prompt: Prompt | None, template: str) -> None:
+        if self.window is None or prompt is None:
+            return
+        num_tokens, most = len(prompt.token_ids), limit.max_tokens
+        if num_tokens + most > self.window:
+            room = self.window - num_tokens
+            fix = f"lower it to at most {room}, or drop the prompt" if room > 0 else "drop the prompt"
+            raise ConfigError(
+                f"{limit.key} = {most}: prompt {prompt.id!r} has {num_tokens} tokens in template {template!r}, "
+                f"together {num_tokens + most}, and model {self.name!r} has a window of {self.window}; {fix}"
+            )
 
     def check_rewriting(self, config: Config, source: Source) -> None:
         """It can rewrite the cold start's chains: it has a template of its own, and room for any chain and its like."""
@@ -277,7 +283,9 @@ class ModelFiles:
             replace(prompt, text=instruction.substitute(question=prompt.text, response="", language=prompt.language))
             for prompt in most_bytes(source.prompts("train"))
         ]
-        num_tokens = len(self.longest(asked).token_ids)
+        longest = self.longest(asked)
+        assert longest is not None, "a source has training prompts"
+        num_tokens = len(longest.token_ids)
         if self.window is not None and num_tokens + 2 * limit > self.window:
             room = (self.window - num_tokens) // 2
             fix = f"lower it to at most {room}, or " if room > 0 else ""
@@ -303,8 +311,10 @@ class ModelFiles:
         set_template(self.tokenizer, name, embedded=embedded)
         return name
 
-    def longest(self, prompts: list[Prompt]) -> Prompt:
-        """The prompt with most tokens in the tokenizer's template, written in it."""
+    def longest(self, prompts: Sequence[Prompt]) -> Prompt | None:
+        """The prompt with most tokens in the tokenizer's template, written in it; None of none."""
+        if not prompts:
+            return None
         lengths = [len(ids) for ids in self.tokenizer([p.text for p in prompts], add_special_tokens=False)["input_ids"]]
         order = sorted(range(len(prompts)), key=lambda n: -lengths[n])[:LONGEST]
         return max(write_prompts([prompts[n] for n in order], self.tokenizer), key=lambda p: len(p.token_ids))
@@ -365,25 +375,6 @@ def _named(config: Config, root: str) -> tuple[str, str | Path, str]:
     model = config.model
     name, gguf_file = (model.path, model.gguf_file) if root == "base" else (model.student, "")
     return name, model_path(name), gguf_file
-
-
-def _prompts(source: Source, general: bool) -> list[Prompt]:
-    """All prompts; of very many for training those of most bytes."""
-    read = source.general_prompts if general else source.prompts
-    return [*most_bytes(read("train")), *read("dev"), *read("held_out")]
-
-
-def _limits(config: Config, stage: str) -> Iterable[tuple[str, int, bool]]:
-    """The completion limits that a stage samples with: (key, tokens, whether general prompts too)."""
-    if stage in RL_STAGES:
-        limit = int(max(values(config.rl.max_tokens)))
-        yield f"stages.{stage}.max_tokens", limit, False
-        if any(values(config.rl.general_prompts_per_step)):
-            yield f"stages.{stage}.max_tokens", limit, True
-    if stage in ("cold_start", "rejection"):
-        yield f"{stage}.max_tokens", getattr(config, stage).max_tokens, False
-    if stage in ("base", "evaluation") or (stage in RL_STAGES and config.rl.dev_every_steps):
-        yield "evaluation.max_tokens", config.evaluation.max_tokens, False
 
 
 def _generation_config(path: str | Path) -> GenerationConfig | None:

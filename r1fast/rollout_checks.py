@@ -13,8 +13,6 @@ def check_rollout(config: Config, stage: str) -> None:
             f"stages.{stage}.rollout.tensor_parallel = {rollout.tensor_parallel} is vLLM's, and rollout.backend is "
             f"{rollout.backend!r}: use 'vllm', or set it to 1"
         )
-    if stage not in RL_STAGES:
-        return
     for key, rows in (("rows", rollout.rows), ("draft_rows", rollout.draft_rows)):
         if rows % 16:
             raise ConfigError(
@@ -26,7 +24,7 @@ def check_rollout(config: Config, stage: str) -> None:
             f"stages.{stage}.rollout.draft_tokens = {rollout.draft_tokens} is of the paged engine, and rollout.backend "
             f"is {rollout.backend!r}; use 'paged', or set draft_tokens to 0"
         )
-    if config.rl.strict and rollout.backend != "paged":
+    if stage in RL_STAGES and config.rl.strict and rollout.backend != "paged":
         raise ConfigError(
             f"stages.{stage}.strict = true makes the paged engine's log-probs the trainer's, and rollout.backend is "
             f"{rollout.backend!r}; use 'paged', or set strict to false"

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import pickle
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,20 @@ def test_a_kill_while_writing_leaves_the_states_before(
     assert step_of(folder) == 1
     save(folder, 2)
     assert step_of(folder) == 2 and not leftover.exists()
+
+
+@pytest.mark.parametrize("write", [StateFolder.save, StateFolder.save_part])
+def test_what_killed_writes_left_goes_with_the_next_write(folder: StateFolder, write: Any) -> None:
+    """Their names do not come again where the next launch saves after other steps."""
+    for step in (37, 52, 61):
+        pid = os.fork()
+        if pid == 0:
+            StateFolder(folder.path.parent, print, lambda doing: os.kill(os.getpid(), signal.SIGKILL)).save(step, {})
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    (folder.path / "part-prompts-0-32.partial").write_bytes(b"half")
+    folder.save_elapsed(1.0)
+    write(folder, 62, {"step": 62})
+    assert sorted(path.suffix for path in folder.path.iterdir()) == [".json", ".pt"]
 
 
 def cut(path: Path) -> None:

@@ -78,6 +78,16 @@ def test_guesses_are_the_paged_engines() -> None:
         parse(["--rollout.draft_rows", "40"])
 
 
+@pytest.mark.parametrize("stage", ["base", "cold_start", "rejection", "evaluation"])
+def test_what_the_engine_cannot_do_is_refused_for_stages_that_only_sample(stage: str) -> None:
+    """Before anything is trained, not when the stage makes its engine."""
+    for key in ("rows", "draft_rows"):
+        with pytest.raises(ConfigError, match=rf"stages\.{stage}\.rollout\.{key} = 40 must be a multiple of 16 .* 48"):
+            parse([f"--stages.{stage}.rollout.{key}", "40"])
+    with pytest.raises(ConfigError, match=rf"stages\.{stage}\.rollout\.draft_tokens = 4 is of the paged engine"):
+        parse([f"--stages.{stage}.rollout.backend", "vllm", "--rollout.draft_tokens", "4"])
+
+
 def test_gaps_rise() -> None:
     parse(["--loss.warn_gap", "0.3", "--loss.correct_gap", "0", "--loss.stop_gap", "0.3"])
     with pytest.raises(ConfigError, match=r"warn_gap = 0.05, correct_gap = 0.1, stop_gap = 0.02 must not fall"):

@@ -18,6 +18,7 @@ from r1fast.data.prompts import (
     Reading,
     Survey,
     distinct,
+    each_once,
     guess_language,
     most_bytes,
     open_prompts,
@@ -131,6 +132,15 @@ def test_the_longest_are_known(tmp_path: Path) -> None:
     assert max(among) == 403 and all(any(p.text == q.text for q in prompts[:400]) for p in prompts[:400].longest())
 
 
+def test_the_longest_of_a_slice_without_the_longest_of_all_are_known(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{'x' * (n if n < 300 else 900)} {n}", "answer": "1"} for n in range(900)]
+    whole = read_prompts(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert {prompt.text for prompt in whole[:300].longest()} == {row["prompt"] for row in rows[44:300]}
+    assert {prompt.text for prompt in whole[:9].longest()} == {row["prompt"] for row in rows[:9]}
+    banned = whole.without(lambda prompt: prompt.answer == "2")
+    assert max(len(prompt.text) for prompt in banned[:9].longest()) == 904  # it may take the place of another
+
+
 @given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 5).map(lambda n: n << 60), max_size=40))
 def test_distinct_keeps_the_first_of_every_question(keys: list[int]) -> None:
     places = np.arange(len(keys), dtype=np.uint32) * 2
@@ -144,7 +154,24 @@ def test_a_banned_prompt_is_replaced_by_another_the_same_every_time(tmp_path: Pa
     given = [prompt.answer for prompt in prompts]
     assert all(int(answer) % 2 for answer in given) and len(given) == 50
     assert given[::2] == [str(n) for n in range(1, 51, 2)]  # the others stay where they are
-    assert [prompt.answer for prompt in prompts[1:7]] != given[1:7] or given[1:7] == [p.answer for p in prompts][1:7]
     assert [prompt.answer for prompt in prompts] == given and len(set(given[1::2])) > 5
     with pytest.raises(ValueError, match="1000 training prompts in a row are in the evaluation sets"):
         _ = prompts.without(lambda prompt: True)[0]
+
+
+@given(start=st.integers(0, 49), length=st.integers(1, 50), size=st.integers(1, 8))
+def test_a_slice_has_the_same_stand_ins_as_the_whole(
+    tmp_path_factory: pytest.TempPathFactory, start: int, length: int, size: int
+) -> None:
+    """A stage draws from a slice in parts: were each drawn from by itself, a stand-in would be the next prompt, too."""
+    file = write_jsonl(tmp_path_factory.mktemp("data") / "a.jsonl", plus_one(50))
+    prompts = read_prompts(file).without(lambda prompt: int(prompt.answer) % 2 == 0)
+    part = prompts[start : start + length]
+    in_parts = [prompt for first in range(0, len(part), size) for prompt in part[first : first + size]]
+    assert in_parts == list(part) == list(prompts)[start : start + length]
+    assert list(prompts.at(prompts.places[1::2])) == list(prompts)[1::2]
+
+
+def test_each_once_keeps_the_first_of_an_id() -> None:
+    first, second = (Prompt(id=name, text=name, token_ids=()) for name in "ab")
+    assert each_once(iter([first, second, first])) == [first, second]

@@ -11,10 +11,11 @@ from test_cluster import recipe, zero
 from test_model_size import size_of
 
 from r1fast.architectures import known_config
-from r1fast.config import Config, ConfigError
-from r1fast.device_memory import check_cache, check_device_memory, check_gpu
+from r1fast.config import STAGES, Config, ConfigError
+from r1fast.device_memory import check_cache, check_device_memory, check_gpu, sampling
 from r1fast.gpus import GIB
 from r1fast.model_size import ModelSize
+from r1fast.options import parse
 from r1fast.phase_memory import Place
 from r1fast.plan import stage_works
 
@@ -102,3 +103,9 @@ def test_a_model_that_is_not_sampled_need_not_fit_the_cache() -> None:
     check_cache(recipe(), latent, ["sft_1", "reward_models"], cpu)
     with pytest.raises(ValueError, match=r"DeepseekV3ForCausalLM keeps one latent vector.*MLA"):
         check_cache(recipe(), latent, ["r1_zero"], cpu)
+
+
+def test_a_supervised_stage_samples_where_it_reads_dev() -> None:
+    words = ["--stages.sft_2.dev_every_steps", "10"]
+    drawing = sampling(parse(words).config, STAGES)
+    assert set(STAGES) - set(drawing) == {"sft_1", "reward_models", "distill"}

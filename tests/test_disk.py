@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from r1fast.disk import (
     format_bytes,
     is_disk_full,
     run_bytes,
+    saved_bytes,
 )
 from r1fast.options import parse
 from r1fast.train import main
@@ -56,6 +58,20 @@ def test_check_directory_asks_the_nearest_directory_there_is(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"a: .* are free there, this run writes about 1,048,576\.00 GiB"):
         check_directory(tmp_path / "a", 1 << 50)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_run_that_goes_on_needs_no_room_for_the_states_it_has(tmp_path: Path) -> None:
+    """On a disk that was large enough for its start, it would else be refused when it is started again."""
+    need_bytes = shutil.disk_usage(tmp_path).free + (64 << 30)
+    with pytest.raises(ConfigError, match="are free there"):
+        check_directory(tmp_path, need_bytes)
+    for number in range(2):
+        path = tmp_path / "stages" / "01-r1_zero" / "state" / f"step-0000001{number}-0.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.truncate(64 << 30)  # takes no space
+    assert saved_bytes(tmp_path) == 128 << 30
+    assert check_directory(tmp_path, need_bytes) < need_bytes
 
 
 @pytest.mark.parametrize(

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from checkpoints import copy_teacher, edit_json, sums, truncated, write_rows
 from tiny_model import tiny_policy
 from tiny_run import save_model
 
 from r1fast.config import Config
+from r1fast.context import load_model
 from r1fast.distributed import lock_run_dir
 from r1fast.doctor import recipe
 from r1fast.doctor.line import Line
-from r1fast.doctor.recipe import check_recipe, format_line, groups_line, length_line, pass_line
+from r1fast.doctor.recipe import Look, check_recipe, format_line, groups_line, length_line, pass_line
 from r1fast.options import parse, to_toml
+from r1fast.start import open_source
 
 SHORT = ["--recipe", "tiny", "--pipeline.stages", "base,r1_zero", "--data.num_train", "64", "--rl.group_size", "4"]
 OWN = ["--data.num_dev", "8", "--data.num_held_out", "8", "--rl.dev_problems", "8"]
@@ -54,6 +59,15 @@ def test_the_student_is_looked_at_too(tmp_path: Path) -> None:
 def test_the_samples_are_those_of_the_first_rollout_again_and_again(tmp_path: Path) -> None:
     first, second = (checked(parse(SHORT).config, tmp_path / "run") for _ in range(2))
     assert first["pass rate"] == second["pass rate"] and first["length"] == second["length"]
+
+
+def test_a_prompt_that_takes_the_place_of_others_is_looked_at_once(tmp_path: Path) -> None:
+    config = parse(SHORT).config
+    first, second = open_source(config).prompts("train")[:2]
+    policy = load_model(config, tmp_path, "base", torch.device("cpu"))
+    source: Any = SimpleNamespace(prompts=lambda split: [first, second, first])
+    look = Look.at(config, source, "base", policy)
+    assert look is not None and [prompt.id for prompt in look.prompts] == [first.id, second.id]
 
 
 def test_data_that_are_not_there(tmp_path: Path) -> None:

@@ -56,8 +56,10 @@ class Counting:
         return {"judge/calls_count": shown}
 
 
-def harvest(context: RunContext, script: object = script) -> tuple[list[Judged], ScriptedEngine]:
-    """80 prompts; a part is 32 of them, whatever the number of ranks is."""
+def harvest(
+    context: RunContext, script: object = script, prompts: Sequence[Prompt] = ()
+) -> tuple[list[Judged], ScriptedEngine]:
+    """80 prompts, or those given; a part is 32 of them, whatever the number of ranks is."""
     engine = ScriptedEngine(script)  # type: ignore[arg-type]
     engine.rows = 16 // context.ranks.world_size
     assert BATCHES_PER_PART * 16 // SAMPLES == 32
@@ -70,8 +72,9 @@ def harvest(context: RunContext, script: object = script) -> tuple[list[Judged],
         judge=judge,
         review=Counting(),
     )
-    found = whole.run(context.source.prompts("train"))
-    assert whole.costs == {"judge/calls_count": 80 * SAMPLES}  # of all ranks, and of parts that were finished before
+    found = whole.run(prompts or context.source.prompts("train"))
+    assert whole.costs == {"judge/calls_count": len(found)}  # of all ranks, and of parts that were finished before
+    assert prompts or len(found) == 80 * SAMPLES
     return found, engine
 
 
@@ -94,6 +97,20 @@ def test_all_samples_in_the_order_of_the_prompts(tmp_path: Path) -> None:
         (2, 128.0, 0.5),
         (3, 64.0, 0.5),
     ]
+
+
+def test_a_prompt_that_comes_again_is_sampled_once(tmp_path: Path) -> None:
+    """What takes the place of another may come in the same part, in a later one, or be all that a part has."""
+    with new_context(tmp_path) as context:
+        all_prompts = context.source.prompts("train")
+        drawn = [*all_prompts[:20], *all_prompts[8:20], *all_prompts[:32], *all_prompts[:32], *all_prompts[31:33]]
+        found, engine = harvest(context, prompts=drawn)
+        assert found == expected(context)[: 33 * SAMPLES]
+        context.truncate(STAGE, 0)
+        again, idle = harvest(context, prompts=drawn)
+    assert [len(ids) for ids, _, _ in engine.calls] == [20, 12, 1]
+    assert again == found and not idle.calls
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 4]
 
 
 def test_finished_parts_are_not_sampled_again(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -101,6 +102,16 @@ def test_a_record_hands_the_peak_to_the_next_process(tmp_path: Path) -> None:
     record.write_text("")
     with PeakMemory(interval_s=60, record=record) as third:
         assert 0 < third.peak_bytes < 1 << 50
+
+
+def test_a_full_disk_costs_the_record_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with PeakMemory(record=tmp_path / "peak") as memory:
+        pass
+    assert memory.peak_bytes > 0 and not (tmp_path / "peak").exists()
 
 
 def test_refuses_an_interval_that_never_sleeps() -> None:

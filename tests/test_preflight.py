@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import copy_teacher, without_template
+from checkpoints import copy_teacher, sums, without_template, write_rows
 
-from r1fast.config import STAGES, ConfigError
+from r1fast.config import STAGES, Config, ConfigError
 from r1fast.context import write_json
 from r1fast.options import parse
 from r1fast.preflight import ModelFiles, check_run, check_source, roots
@@ -58,7 +58,92 @@ def test_the_longest_prompt_is_the_longest(tmp_path: Path) -> None:
     model = ModelFiles.read(config, "base")
     model.set_template(config, "r1_zero")
     longest = max(len(prompt.token_ids) for prompt in write_prompts(prompts, model.tokenizer))
-    assert len(model.longest(prompts).token_ids) == longest
+    found = model.longest(prompts)
+    assert found is not None and len(found.token_ids) == longest
+    assert model.longest([]) is None
+
+
+def on_data(tmp_path: Path, stages: str, *words: str) -> Config:
+    """A run of these stages on a model with a window of 256 tokens, which answers in 100 where it is evaluated."""
+    model, file = tmp_path / "model", tmp_path / "data.jsonl"
+    if not model.exists():
+        copy_teacher(model)
+        write_rows(file, sums(60))
+    words = (
+        "--model",
+        str(model),
+        "--model.student",
+        str(model),
+        "--data",
+        str(file),
+        "--model.template",
+        "none",
+        *words,
+    )
+    sizes = ("--data.num_dev", "8", "--data.num_held_out", "8", "--rl.dev_problems", "8")
+    return parse(["--pipeline.stages", stages, "--evaluation.max_tokens", "100", *sizes, *words]).config
+
+
+def check_stages(config: Config, *stages: str) -> None:
+    source = open_source(config)
+    for root in roots(config, stages):
+        ModelFiles.read(config, root).check_stages(config, source, stages)
+
+
+def test_general_requests_that_the_evaluation_samples_fit_the_window(tmp_path: Path) -> None:
+    """With its own limit; those for training, which it does not sample, may be longer."""
+    texts = ["apples " * (number + 160) for number in range(24)]
+    file = tmp_path / "requests.jsonl"
+    config = on_data(tmp_path, "base,evaluation", "--general.prompts", str(file))
+    write_rows(file, [{"prompt": text} for text in texts])
+    held_out = {prompt.text for prompt in open_source(config).general_prompts("held_out")}
+    assert 0 < len(held_out) < len(texts)
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.max_tokens = 100: prompt 'general requests-\d+' has 1\d\d tokens"
+    ):
+        check_stages(config, "evaluation")
+    write_rows(file, [{"prompt": text} for text in texts if text not in held_out])
+    check_stages(config, "evaluation")
+    short = ["apples " * number for number in range(1, 40)]
+    write_rows(file, [{"prompt": text} for text in [*short, *(text for text in texts if text not in held_out)]])
+    assert open_source(config).general_prompts("held_out")
+    check_stages(config, "evaluation")
+
+
+SFT = '--stages.STAGE.files {"a.jsonl"=1.0} --stages.STAGE.steps 4'
+
+
+@pytest.mark.parametrize("made", ["sft_1", "distill"])
+def test_the_evaluation_holds_every_model_against_the_window_in_its_own_template(tmp_path: Path, made: str) -> None:
+    words = SFT.replace("STAGE", made).split()
+    config = on_data(tmp_path, f"base,{made},evaluation", *words)
+    check_stages(config, "base", made, "evaluation")
+    with (tmp_path / "model" / "chat_template.jinja").open("a", encoding="utf-8") as file:
+        file.write(" apples" * 160)
+    check_stages(config, "base", made)
+    with pytest.raises(ConfigError, match=r"evaluation\.max_tokens = 100: .* tokens in template 'chat', together"):
+        check_stages(config, "evaluation")
+    reading = on_data(tmp_path, made, *words, f"--stages.{made}.dev_every_steps", "2")
+    with pytest.raises(ConfigError, match=r"evaluation\.max_tokens = 100: .* tokens in template 'chat', together"):
+        check_stages(reading, made)
+
+
+def test_prompts_are_held_against_the_limits_of_the_stages_that_sample_them(tmp_path: Path) -> None:
+    long = {"prompt": "apples " * 200, "answer": "1"}
+    rows = {"train": [*sums(60)[8:], long], "dev": sums(8)[4:], "held_out": sums(4)}
+    files = {split: write_rows(tmp_path / f"{split}.jsonl", own) for split, own in rows.items()}
+    words = [*("--rl.max_tokens", "16", "--rl.dev_every_steps", "2"), "--data.file", str(files["train"])]
+    words += ["--data.dev_file", str(files["dev"]), "--data.held_out_file", str(files["held_out"])]
+    stages = "base,r1_zero,evaluation"
+    check_stages(on_data(tmp_path, stages, *words), *stages.split(","))
+    with pytest.raises(ConfigError, match=r"stages\.r1_zero\.max_tokens = 64: .* together 264"):
+        check_stages(on_data(tmp_path, stages, *words, "--stages.r1_zero.max_tokens", "64"), "r1_zero")
+    longer = tmp_path / "longer.jsonl"
+    for split, stage in (("dev", "base"), ("dev", "r1_zero"), ("held_out", "evaluation")):
+        write_rows(longer, [*rows[split], long])
+        changed = [str(longer) if word == str(files[split]) else word for word in words]
+        with pytest.raises(ConfigError, match=r"evaluation\.max_tokens = 100: .* together 300"):
+            check_stages(on_data(tmp_path, stages, *changed), stage)
 
 
 def test_a_stage_gets_its_own_template(tmp_path: Path) -> None:

@@ -92,7 +92,9 @@ class ScriptedEngine:
     def groups(
         self, prompts: list[Prompt], group_size: int, sampling: Sampling
     ) -> Generator[list[Rollout], None, None]:
-        self.calls.append(([prompt.id for prompt in prompts], group_size, sampling))
+        ids = [prompt.id for prompt in prompts]
+        assert len(set(ids)) == len(ids), "the engines refuse an id that comes twice in a call"
+        self.calls.append((ids, group_size, sampling))
         for prompt in prompts:
             yield [written(prompt, self.script(prompt, n)) for n in range(group_size)]
 

@@ -7,11 +7,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from r1fast.atomic import whole_lines
-from r1fast.config import Config, user_input
+from r1fast.atomic import atomic_file, whole_lines
+from r1fast.checks import STUDENT_STAGES
+from r1fast.config import RL_STAGES, Config, user_input
 from r1fast.context import load_model, local_device
 from r1fast.data.difficulty import question_key, read_pass_rates
-from r1fast.data.prompts import varieties
+from r1fast.data.prompts import each_once, varieties
 from r1fast.records import Prompt
 from r1fast.rollout.backend import make_engine, release
 from r1fast.sampling import Sampling
@@ -24,27 +25,32 @@ from r1fast.templates import write_prompts
 def measure_difficulty(config: Config, out: Path, *, samples: int, num_prompts: int = 0) -> list[float]:
     """The pass rate of each of the first `num_prompts` training prompts (0: all), in their order.
 
-    Samples as the first RL stage would: its template, temperature and limit. Lines are appended to `out` after every
-    decode batch; prompts that it has already are not sampled again. Raises ConfigError for input that cannot be used.
+    Samples as the first RL stage would from the model that it starts from in the end: with its template, [rl] and
+    [rollout]. Lines are appended to `out` after every decode batch; prompts that it has already are not sampled again.
+    Raises ConfigError for input that cannot be used.
     """
+    stage = next((name for name in config.pipeline.stages if name in RL_STAGES), None)
+    view = config.for_stage(stage) if stage else config
     with user_input():
         if samples < 1:
             raise ValueError(f"--samples {samples} must be at least 1")
         prompts = open_source(config).prompts("train")
         prompts = prompts[:num_prompts] if num_prompts else prompts
         known = read_pass_rates(out) if out.exists() else {}
-    missing = [prompt for prompt in prompts if question_key(prompt.text) not in known]
+    missing = each_once(prompt for prompt in prompts if question_key(prompt.text) not in known)
     if missing:
-        policy = load_model(config, Path(config.run.dir), "base", local_device(config))
-        engine = make_engine(policy, config)
+        root = "student" if stage in STUDENT_STAGES else "base"
+        policy = load_model(config, Path(config.run.dir), root, local_device(config), stage=stage)
+        engine = make_engine(policy, view)
         scorer = Scorer({prompt.kind: {"accuracy": 1.0} for prompt in varieties(prompts)})
-        size = max(1, config.rollout.rows // samples)
+        size = max(1, view.rollout.rows // samples)
         out.parent.mkdir(parents=True, exist_ok=True)
-        if out.exists():  # a line that a kill has torn would spoil the next one
-            out.write_text("".join(f"{line}\n" for line in whole_lines(out)), encoding="utf-8")
+        if out.exists():
+            _drop_torn_line(out)
         sampling = Sampling(
-            temperature=at(config.rl.temperature, 0),
-            max_tokens=at(config.rl.max_tokens, 0),
+            temperature=at(view.rl.temperature, 0),
+            top_p=at(view.rl.top_p, 0),
+            max_tokens=at(view.rl.max_tokens, 0),
             stage="difficulty",
             visit=0,
         )
@@ -59,6 +65,13 @@ def measure_difficulty(config: Config, out: Path, *, samples: int, num_prompts: 
             release(engine)
             scorer.close()
     return [known[question_key(prompt.text)] for prompt in prompts]
+
+
+def _drop_torn_line(path: Path) -> None:
+    """A line that a kill has torn would spoil the next one; a kill here leaves the file as it was."""
+    lines = whole_lines(path)
+    with atomic_file(path) as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 def _append(path: Path, prompts: Sequence[Prompt], rates: Sequence[float], samples: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, overload
 
@@ -21,6 +21,7 @@ from r1fast.records import Prompt
 # A chain in Chinese is asked for when at least this share of a question's characters is Chinese.
 _HAN_SHARE = 0.2
 _NUM_LONGEST = 256  # prompts of most bytes that a survey remembers
+_FEW_LONGEST = 16  # of which a slice must have so many, or all its prompts are looked at
 _MAX_DRAWS = 1000  # of another prompt in place of a banned one
 _KNOWN = frozenset(PLAIN)
 _PLAIN_VARIETY = ("math", "")
@@ -200,10 +201,19 @@ def _check_ids(
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ban:
+    """Prompts that are not given out, and the places of those that may be in their stead, whatever slice asks."""
+
+    says_no: Callable[[Prompt], bool]
+    pool: NDArray[np.uint32]
+
+
 class Prompts(Sequence[Prompt]):
     """Prompts by position, made when they are asked for; a slice is again lazy.
 
-    A prompt that `banned` says no to is not given out: the position gives another one, always the same.
+    A prompt that is banned is not given out: its position gives another one, always the same, in a slice as in the
+    whole. That may be given out at another position, too: `each_once` is for who must not have it twice.
     """
 
     def __init__(
@@ -212,11 +222,11 @@ class Prompts(Sequence[Prompt]):
         reading: Reading,
         facts: Facts,
         places: NDArray[np.uint32],
-        banned: Callable[[Prompt], bool] | None = None,
+        ban: Ban | None = None,
     ) -> None:
         """The prompts at `places`, ascending. `facts` may be of more rows than these."""
         self.places = places
-        self._rows, self._reading, self._facts, self._banned = rows, reading, facts, banned
+        self._rows, self._reading, self._facts, self._ban = rows, reading, facts, ban
 
     def __len__(self) -> int:
         return len(self.places)
@@ -229,9 +239,9 @@ class Prompts(Sequence[Prompt]):
         if isinstance(index, slice):
             return self.at(self.places[index])
         prompt = self._made(int(self.places[index]))
-        if self._banned is None or not self._banned(prompt):
+        if self._ban is None or not self._ban.says_no(prompt):
             return prompt
-        return self._another(prompt)
+        return self._another(prompt, self._ban)
 
     def __iter__(self) -> Iterator[Prompt]:
         for index in range(len(self)):
@@ -239,32 +249,34 @@ class Prompts(Sequence[Prompt]):
 
     def at(self, places: NDArray[np.uint32]) -> Prompts:
         """Those at `places`, which are some of these."""
-        return Prompts(self._rows, self._reading, self._facts, places, self._banned)
+        return Prompts(self._rows, self._reading, self._facts, places, self._ban)
 
     def without(self, banned: Callable[[Prompt], bool]) -> Prompts:
-        """The same, but what is `banned` is seen to when it is drawn."""
-        return Prompts(self._rows, self._reading, self._facts, self.places, banned)
+        """The same, but what is `banned` is seen to when it is drawn: any of these may take its place."""
+        return Prompts(self._rows, self._reading, self._facts, self.places, Ban(says_no=banned, pool=self.places))
 
     def varieties(self) -> list[Prompt]:
         """A prompt of every kind and language that the data set has."""
         return [self._made(place) for place in self._facts.varieties.values()]
 
     def longest(self) -> list[Prompt]:
-        """The questions of most bytes."""
-        longest = self._facts.longest if len(self) else ()
-        nearest = self.places[np.searchsorted(self.places, longest).clip(max=len(self) - 1)]
+        """The questions of most bytes; those among them that may take the place of another."""
+        places = self.places if self._ban is None else self._ban.pool
+        longest = self._facts.longest if len(places) else ()
+        nearest = places[np.searchsorted(places, longest).clip(max=len(places) - 1)]
         kept = [place for place, near in zip(longest, nearest.tolist(), strict=True) if place == near]
-        return [self._made(place) for place in kept]
+        if len(kept) >= min(_FEW_LONGEST, len(places)):
+            return [self._made(place) for place in kept]
+        return heapq.nlargest(_NUM_LONGEST, map(self._made, places.tolist()), key=lambda made: len(made.text.encode()))
 
     def _made(self, place: int) -> Prompt:
         return self._reading.prompt(self._rows[place], f"{self._rows.name}-{place + 1}")
 
-    def _another(self, prompt: Prompt) -> Prompt:
-        assert self._banned is not None
+    def _another(self, prompt: Prompt, ban: Ban) -> Prompt:
         for attempt in range(_MAX_DRAWS):
-            index = xxh3_64_intdigest(f"{attempt} {prompt.text}".encode()) % len(self)
-            other = self._made(int(self.places[index]))
-            if not self._banned(other):
+            index = xxh3_64_intdigest(f"{attempt} {prompt.text}".encode()) % len(ban.pool)
+            other = self._made(int(ban.pool[index]))
+            if not ban.says_no(other):
                 return other
         raise ValueError(
             f"{_MAX_DRAWS} training prompts in a row are in the evaluation sets, too: `r1fast data overlap` counts "
@@ -285,6 +297,11 @@ def open_prompts(name: str, reading: Reading, bad_rows: Literal["error", "skip"]
 def read_prompts(name: str, reading: Reading | None = None) -> Prompts:
     """The prompts of a data set, in its order; ValueError as `open_prompts`."""
     return open_prompts(name, reading or Reading())[0]
+
+
+def each_once(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The prompts without repeats, told by id: an engine refuses one that comes twice in a call."""
+    return list({prompt.id: prompt for prompt in prompts}.values())
 
 
 def guess_language(text: str) -> str:

@@ -14,6 +14,7 @@ from r1fast.checks import MODEL_REWARDS
 from r1fast.config import RL_STAGES, Config, ConfigError
 from r1fast.context import CONVERSATIONAL, START, compute_dtype, load_model, local_device
 from r1fast.cpu_products import slow_dtype_hint
+from r1fast.data.prompts import each_once
 from r1fast.disk import check_directory, existing_parent, format_bytes
 from r1fast.doctor.line import Line, Status
 from r1fast.memory import available_bytes
@@ -150,7 +151,7 @@ class Look:
         stages = [stage for stage in config.pipeline.stages if stage in RL_STAGES and START[stage] == root]
         if not stages:
             return None
-        prompts = write_prompts(source.prompts("train")[:NUM_PROMPTS], policy.tokenizer)
+        prompts = write_prompts(each_once(source.prompts("train")[:NUM_PROMPTS]), policy.tokenizer)
         return Look(stage=stages[0], policy=policy, prompts=prompts)
 
     def template(self, config: Config) -> Line:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from r1fast.context import RunContext, write_json, write_lines
-from r1fast.data.prompts import varieties
+from r1fast.data.prompts import each_once, varieties
 from r1fast.distributed import merge
 from r1fast.progress import Progress
 from r1fast.records import Prompt, ScoredRollout
@@ -69,6 +69,7 @@ class Harvest:
     def run(self, prompts: Sequence[Prompt]) -> list[Judged]:
         """All samples in the order of the prompts, the same on every rank and for any number of ranks.
 
+        A prompt that comes again is not sampled again: it would get the same samples.
         Parts that were finished before an interruption are not sampled again. Releases the engine. Raises RuntimeError
         where the review's server leaves more than `MAX_FAILED_SHARE` of a part's questions without a reply.
         """
@@ -81,10 +82,14 @@ class Harvest:
         kinds = {prompt.kind for prompt in varieties(context.source.prompts("train"))}
         scorer = Scorer({kind: {"accuracy": 1.0, "format": 0.0} for kind in kinds}, pulse=context.ranks.pulse)
         found: list[Judged] = []
+        ids: set[str] = set()
         try:
             for number, start in enumerate(starts, start=1):
                 began = time.perf_counter()
-                part = list(prompts[start : start + size])
+                part = each_once(prompt for prompt in prompts[start : start + size] if prompt.id not in ids)
+                if not part:
+                    continue
+                ids.update(prompt.id for prompt in part)
                 name = f"prompts-{start}-{start + len(part)}"
                 finished: dict[str, Any] | None = progress.part(name)
                 if finished is None:
