@@ -35,7 +35,7 @@ def write_derivatives(path: Path) -> None:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 
-def options(model: str, data: Path, steps: int, threads: int) -> list[str]:
+def options(model: str, data: Path, steps: int, threads: int, dtype: str) -> list[str]:
     recipe = ["--recipe", "smollm2-zero", "--model", model]
     sizes = ["--data.num_train", "200", "--data.num_dev", "16", "--data.num_held_out", "16"]
     stage = [f"--stages.{STAGE}.steps", str(steps), "--rl.dev_every_steps", "0", "--pipeline.stages", STAGE]
@@ -45,7 +45,16 @@ def options(model: str, data: Path, steps: int, threads: int) -> list[str]:
         "--rl.zero_variance",
         "keep",
     ]  # groups are learned from, right or not
-    run = ["--run.threads", str(threads), "--run.tensorboard", "false", "--run.save_every_steps", "0"]
+    run = [
+        "--run.threads",
+        str(threads),
+        "--run.dtype",
+        dtype,
+        "--run.tensorboard",
+        "false",
+        "--run.save_every_steps",
+        "0",
+    ]
     return [*recipe, "--data", str(data), *sizes, *stage, *rewards, *run]
 
 
@@ -78,19 +87,20 @@ def main() -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="a checkpoint (the README: how to get SmolLM2)")
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps")
     parser.add_argument("--threads", type=int, default=2, help="of the trainer")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the trainer")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "derivatives.jsonl"
         write_derivatives(data)
-        words = options(asked.model, data, asked.steps, asked.threads)
+        words = options(asked.model, data, asked.steps, asked.threads, asked.dtype)
         command = [sys.executable, "-m", "r1fast.train", *words, "--run", f"{folder}/run"]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         found = shares(read_metrics(f"{folder}/run"))
     print(f"rewards add {found['added']:.2%} to a step (the first: {found['first_added']:.2%}): {found['medians']}")
     figure = Figure("rewards over the step without them", found["added"], LIMIT)
     record = {"bench": "rewards_share", **describe("cpu"), "recipe": "smollm2-zero"}
-    record |= {"threads": asked.threads} | rounded(found) | {"figures": [figure.record()]}
+    record |= {"threads": asked.threads, "dtype": asked.dtype} | rounded(found) | {"figures": [figure.record()]}
     write(asked.json, record)
     print(json.dumps(record))
 
