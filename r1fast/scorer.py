@@ -66,6 +66,7 @@ class Scorer:
         self._pulse = pulse or Pulse()
         self._pool = VerifierPool(num_workers=num_workers, timeout_s=timeout_s)
         self._early: dict[Check, Future[Score]] = {}  # begun before their groups had ended
+        self._foreseen: dict[int, tuple[Rollout, dict[str, Score | Check]]] = {}  # by id() of the rollout
         self._tallies: dict[str, _Tally] = {}
         self._waited_s = self._verified_s = 0.0
         known = {*self._rules, *self._model_rewards}
@@ -100,6 +101,7 @@ class Scorer:
                 part.cancel()
             raise
         finally:
+            self._foreseen.clear()
             while self._early:
                 self._early.popitem()[1].cancel()
 
@@ -108,8 +110,10 @@ class Scorer:
 
         For `RolloutEngine.on_sample` while `score_groups` runs.
         """
-        for name in self._table(rollout.prompt):
-            score = self._rules[name](rollout.prompt, rollout) if name in _CHECKED else None
+        names = [name for name in self._table(rollout.prompt) if name in _CHECKED]
+        found = {name: self._rules[name](rollout.prompt, rollout) for name in names}
+        self._foreseen[id(rollout)] = rollout, found
+        for score in found.values():
             if isinstance(score, Check) and score not in self._early:
                 self._early[score] = self._pool.submit(score)
 
@@ -122,10 +126,11 @@ class Scorer:
         parts: list[dict[str, Score]] = [{} for _ in rollouts]
         asked: list[tuple[int, str, Check]] = []
         for place, rollout in enumerate(rollouts):
+            _, known = self._foreseen.get(id(rollout), (rollout, {}))
             for name in self._table(rollout.prompt):
                 if name in self._model_rewards:
                     continue
-                score = self._rules[name](rollout.prompt, rollout)
+                score = known[name] if name in known else self._rules[name](rollout.prompt, rollout)
                 if isinstance(score, Check):
                     asked.append((place, name, score))
                     score = Score(0.0, "crash")

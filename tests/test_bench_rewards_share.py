@@ -40,6 +40,6 @@ def test_the_answers_go_to_the_verifiers_and_the_command_line_is_one(tmp_path: P
     prompt = math_prompt(answer=rows[0]["answer"])
     asked = accuracy(prompt, written(prompt, "<think> a </think> <answer> 1 + 2\\sin(2x) </answer>"))
     assert isinstance(asked, Check)
-    words = options(str(tmp_path), tmp_path / "derivatives.jsonl", 3, 1)
+    words = options(str(tmp_path), tmp_path / "derivatives.jsonl", 3, 1, "float32")
     config = parse(words).config.for_stage(STAGE)
     assert config.rl.steps == 3 and config.rewards["math"]["accuracy_any"] == 1.0

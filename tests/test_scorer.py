@@ -137,8 +137,10 @@ def test_verifiers_begin_with_samples_whose_group_has_not_ended() -> None:
     scorer = Scorer({"math": {"accuracy": 1.0, "accuracy_any": 0.0, "format": 0.1}}, timeout_s=30.0)
     groups = algebra_groups(2)
     asked: list[Check] = []
-    submit = scorer._pool.submit
+    judged: list[Rollout] = []
+    submit, rule = scorer._pool.submit, scorer._rules["accuracy"]
     scorer._pool.submit = lambda check: asked.append(check) or submit(check)  # type: ignore[method-assign, func-returns-value]
+    scorer._rules["accuracy"] = lambda prompt, rollout: judged.append(rollout) or rule(prompt, rollout)  # type: ignore[func-returns-value]
 
     def generated(ahead: bool) -> Generator[list[Rollout], None, None]:
         for group in groups:
@@ -150,13 +152,15 @@ def test_verifiers_begin_with_samples_whose_group_has_not_ended() -> None:
     found = {}
     for ahead in (False, True):
         asked.clear()
+        judged.clear()
         scored = scorer.score_groups([group[0].prompt for group in groups], generated(ahead))
         found[ahead] = flat(scored), scorer.take_metrics(), Counter(asked)  # what was begun is not asked again
+        assert len(judged) == sum(map(len, groups))
     assert found[True] == found[False]
     scorer.foresee(groups[0][0])
     assert scorer._early
     scorer.score_groups([], (group for group in groups[:0]))
-    assert not scorer._early
+    assert not scorer._early and not scorer._foreseen
     scorer.close()
 
 

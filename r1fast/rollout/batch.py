@@ -241,17 +241,18 @@ class DecodeBatch:
         self._rest(self.slots.rows(row, row + 1))
 
     def _rest(self, slots: Slots) -> None:
-        slots.state.fill_(RESTING)
-        slots.suffix_length.zero_()
-        for absent in (slots.group, slots.kv_slot):
-            absent.fill_(-1)
+        for column, value in _rest_values(slots):
+            column.fill_(value)
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Rows `sources` become `targets`; the former then rest. Their pages stay where they are."""
-        if sources:
-            self.slots.copy(sources, targets)
-        for row in sources:
-            self.rest(row)
+        if not sources:
+            return
+        slots = self.slots
+        slots.copy(sources, targets)
+        rows = torch.tensor(list(sources), device=slots.state.device)
+        for column, value in _rest_values(slots):
+            column.index_fill_(0, rows, value)
 
     def save(self, row: int) -> SavedRow:
         """What `restore` needs."""
@@ -330,6 +331,11 @@ class _Bucket:
     context: DecodeContext
     drawn: Drawn
     settings: DrawSettings
+
+
+def _rest_values(slots: Slots) -> tuple[tuple[Tensor, int], ...]:
+    """What a row has that nobody is in."""
+    return (slots.state, RESTING), (slots.suffix_length, 0), (slots.group, -1), (slots.kv_slot, -1)
 
 
 SavedRow = dict[str, Tensor]

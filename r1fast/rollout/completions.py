@@ -21,6 +21,7 @@ class Completions:
         self._missing = [call.group_size] * len(call.prompts)
         self._finished: deque[int] = deque()
         self._fresh: deque[int] = deque()
+        self._shown: dict[int, Rollout] = {}
 
     def add(self, sample: int, ended: Ended) -> None:
         """A sample of the call has ended."""
@@ -37,11 +38,12 @@ class Completions:
             yield self._rollouts(self._finished.popleft())
 
     def take_ended(self) -> Iterator[Rollout]:
-        """The samples that have ended since the last call, of groups that are not whole; they come with these, too."""
+        """The samples that have ended since the last call, of groups that are not whole; they keep the objects."""
         while self._fresh:
             sample = self._fresh.popleft()
             if sample in self.ended:
-                yield self._rollout(sample, self.ended[sample])
+                shown = self._shown[sample] = self._rollout(sample, self.ended[sample])
+                yield shown
 
     def check_version(self) -> None:
         """Raises RuntimeError where the weights have changed in the middle of the call."""
@@ -77,7 +79,8 @@ class Completions:
     def _rollouts(self, prompt_index: int) -> list[Rollout]:
         size = self.call.group_size
         samples = range(prompt_index * size, (prompt_index + 1) * size)
-        return [self._rollout(sample, self.ended.pop(sample)) for sample in samples]
+        ended = [(sample, self.ended.pop(sample)) for sample in samples]
+        return [self._shown.pop(sample, None) or self._rollout(sample, part) for sample, part in ended]
 
     def _rollout(self, sample: int, ended: Ended) -> Rollout:
         prompt_index, index = divmod(sample, self.call.group_size)
