@@ -301,10 +301,12 @@ def _check_skip(config: Config, stage: str) -> None:
         others.append(f"loss.kl = {loss.kl!r} with kl_coef {loss.kl_coef}")
     if any(values(loss.entropy_coef)):
         others.append(f"loss.entropy_coef = {loss.entropy_coef}")
+    if loss.objective == "nll":
+        others.append("loss.objective = 'nll', which raises every completion,")
     if config.rl.zero_variance == "skip" and others:
         raise ConfigError(
             f"stages.{stage}.zero_variance = 'skip' would drop the gradient of {' and '.join(others)}; "
-            "use keep, or set loss.kl = 'none' and loss.entropy_coef = 0"
+            "use keep, or loss.kl = 'none', loss.entropy_coef = 0 and a clipped objective"
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ def why_stalled(history: Sequence[Mapping[str, Any]], *, max_grad_norm: float = 
     number is always reported. Ask now and then, not after every step: the same finding stands for a while.
     max_grad_norm: the run's gradient clipping, 0 for none.
     """
-    window = Window(_last_rollouts([quantities(line) for line in history]), max_grad_norm)
+    window = Window(_last_rollouts(applied(history)), max_grad_norm)
     broken = not_finite(window)
     if broken:
         return [broken]
@@ -91,6 +91,19 @@ def quantities(line: Mapping[str, Any]) -> dict[str, float]:
     """A line's values without the stage's name before them."""
     prefix = f"{line.get('stage', '')}/"
     return {key.removeprefix(prefix): value for key, value in line.items() if key not in ("stage", "step")}
+
+
+def applied(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The `quantities` of a stage's lines; of updates that were skipped without what is not finite.
+
+    The weights stayed as they were before these: neither are they lost, nor does a mean of such a value say anything.
+    """
+    found, before = [], 0.0
+    for line in map(quantities, lines):
+        skipped = line.get("skipped_updates", before)
+        found.append(line if skipped <= before else {key: value for key, value in line.items() if math.isfinite(value)})
+        before = skipped
+    return found
 
 
 def _last_rollouts(lines: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from r1fast.checks import check_device, check_processes
@@ -92,3 +94,19 @@ def test_gaps_rise() -> None:
     parse(["--loss.warn_gap", "0.3", "--loss.correct_gap", "0", "--loss.stop_gap", "0.3"])
     with pytest.raises(ConfigError, match=r"warn_gap = 0.05, correct_gap = 0.1, stop_gap = 0.02 must not fall"):
         parse(["--loss.stop_gap", "0.02"])
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--loss.kl_coef", "0.001"], "loss.kl = 'k3' with kl_coef 0.001"),
+        (["--loss.kl", "none", "--loss.entropy_coef", "0.1"], "loss.entropy_coef = 0.1"),
+        (["--loss.kl", "none", "--loss.objective", "nll"], "loss.objective = 'nll', which raises every completion,"),
+    ],
+)
+def test_samples_without_an_advantage_are_skipped_only_where_nothing_else_moves_them(
+    words: list[str], what: str
+) -> None:
+    parse(["--loss.kl", "none", "--rl.zero_variance", "skip"])
+    with pytest.raises(ConfigError, match=re.escape(f"would drop the gradient of {what}")):
+        parse(["--rl.zero_variance", "skip", *words])

@@ -145,6 +145,22 @@ def test_what_is_no_number_is_reported_at_once(value: float) -> None:
     assert f"kl is {value}" in reason
 
 
+def test_a_skipped_update_is_no_loss_of_weights_and_no_cause() -> None:
+    for place in (0, 10, -1):
+        lines = run(rise=0.01)
+        for line in lines[place:]:
+            line["rl_1/skipped_updates"] = 1.0
+        lines[place] |= {"rl_1/loss": math.nan, "rl_1/kl": math.nan, "rl_1/grad_norm": math.inf}
+        assert why_stalled(lines) == []
+    flat = run()
+    for line in flat:
+        line["rl_1/skipped_updates"] = 1.0
+    flat[-15]["rl_1/kl"] = math.nan
+    flat[-15]["rl_1/skipped_updates"] = 2.0
+    flat[-14:] = [{**line, "rl_1/skipped_updates": 2.0} for line in flat[-14:]]
+    assert not any("nan" in reason for reason in why_stalled(flat))
+
+
 def test_clipping_is_not_blamed_where_it_is_off() -> None:
     assert "none of the usual causes" in why_stalled(run(grad_norm=12.0), max_grad_norm=0.0)[1]
 

@@ -403,3 +403,19 @@ def test_general_prompts_come_beside_the_others(model: Path, tmp_path: Path) -> 
     kinds: list[Sequence[str]] = [[name.split("-")[0] for name in ids] for ids, _, _ in engine.calls]
     assert kinds == [["math"] * 4, ["math"] * 4 + ["general"] * 3]
     assert (looped.cursor, looped.general_cursor) == (8, 3)
+
+
+@pytest.mark.parametrize("variance", ["keep", "refill"])
+def test_general_prompts_alone_draw_anew_and_stay_alone(model: Path, tmp_path: Path, variance: str) -> None:
+    options: dict[str, Any] = {f"rewards__{kind}__format": 1.0 for kind in ("general", "harmful")}
+    config = rl_config(model, rl__zero_variance=variance, **options)
+    rl_section = replace(config.rl, prompts_per_step=0, general_prompts_per_step=2)
+    looped = RLLoop(open_context(replace(config, rl=rl_section, stages={}), tmp_path), "r1_zero")
+    engine = ScriptedEngine(lambda prompt, n: text_of(prompt, 1))
+    looped.engine = engine  # type: ignore[assignment]
+    looped._collect()
+    looped._collect()
+    assert len(engine.calls) == (2 if variance == "keep" else 2 * MAX_REFILLS)
+    assert {name.split("-")[0] for ids, *_ in engine.calls for name in ids} <= {"general", "harmful"}
+    visits = [sampling.visit for *_, sampling in engine.calls]
+    assert len(set(visits)) == len(visits)

@@ -17,6 +17,7 @@ from r1fast.diagnosis import (
     NO_CAUSE,
     SOLVED,
     Window,
+    applied,
     causes,
     compare,
     not_finite,
@@ -46,7 +47,8 @@ STARTED_FROM = {
 
 def read_rl(stage: str, lines: Lines, config: Config) -> Iterator[Line]:
     """A GRPO stage; `config` as the stage sees it. Reads what has happened since its weights last changed."""
-    history = [quantities(line) for line in lines if line["step"] > _last_change(config, lines)]
+    since = _last_change(config, lines)
+    history = [values for line, values in zip(lines, applied(lines), strict=True) if line["step"] > since]
     limits = (at(config.optimizer.max_grad_norm, 0), at(config.loss.entropy_coef, 0))
     window = Window(history, *limits)
     broken = not_finite(window)
@@ -124,7 +126,7 @@ def _last_change(config: Config, lines: Lines) -> int:
 
 def read_sft(stage: str, lines: Lines, result: Mapping[str, Any] | None, config: Config) -> Iterator[Line]:
     """A supervised stage: its loss falls, and not to nothing."""
-    window = Window([quantities(line) for line in lines], at(config.optimizer.max_grad_norm, 0))
+    window = Window(applied(lines), at(config.optimizer.max_grad_norm, 0))
     broken, losses = not_finite(window), window.values("loss")
     if broken:
         yield Line(status="fail", name=stage, value=broken)

@@ -284,7 +284,8 @@ class RLLoop:
             found = self.context.ranks.reduce({"groups_sum": len(kept) / rl.group_size})["groups_sum"]
             if found >= num_groups:
                 break
-            wanted, wanted_general = round(num_groups - found), 0
+            missing = round(num_groups - found)
+            wanted, wanted_general = (missing, 0) if wanted else (0, missing)
         return (kept if found else scored), drawn  # all ranks the same
 
     def _sample(self, prompts: list[Prompt]) -> list[ScoredRollout]:
@@ -294,7 +295,7 @@ class RLLoop:
             top_p=at(rl.top_p, self.step),
             max_tokens=at(rl.max_tokens, self.step),
             stage=self.stage,
-            visit=self.cursor,
+            visit=self.cursor + self.general_cursor,
         )
         groups = self.engine.groups(prompts, rl.group_size, sampling)
         scored = self.scorer.score_groups(prompts, groups, self.step)
