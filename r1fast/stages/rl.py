@@ -16,6 +16,7 @@ from r1fast.best_model import BestModel
 from r1fast.checks import MODEL_REWARDS
 from r1fast.config import Config, RewardWeights, user_input
 from r1fast.context import START, RunContext
+from r1fast.data.prompts import each_once
 from r1fast.diagnosis import why_stalled
 from r1fast.evaluate import dev_reading
 from r1fast.kernels.group_advantage import group_advantage
@@ -274,7 +275,7 @@ class RLLoop:
                 prompts = prompts + self.general.take(self.general_cursor, wanted_general)
                 self.general_cursor += wanted_general
             # where an epoch ends a prompt may come twice: it is sampled once, both would get the same samples
-            distinct = list({prompt.id: prompt for prompt in prompts}.values())
+            distinct = each_once(prompts)
             self.places |= {prompt.id: len(self.places) + number for number, prompt in enumerate(distinct)}
             scored = self._sample(self.context.ranks.shard(distinct))
             drawn += scored
