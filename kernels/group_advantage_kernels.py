@@ -81,6 +81,8 @@ def _group_advantage_kernel(
         variance = tl.sum(batch_squares, axis=0) / tl.maximum(num_samples - degrees_lost, 1)
         advantage = advantage / (tl.sqrt(variance) + eps)
     advantage = tl.where(largest == smallest, 0.0, advantage)
+    # the largest and the smallest leave NaN out, and without a baseline the others' rewards would stand
+    advantage = tl.where(total - total == 0.0, advantage, float("nan"))
     tl.store(out_ptr + own, advantage.to(tl.float32), mask=inside)
 
 

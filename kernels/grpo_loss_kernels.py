@@ -29,8 +29,7 @@ LEVELS = {"token": 0, "sequence": 1, "sequence_sum": 2}
 KLS = {"none": 0, "k2": 1, "k3": 2, "weighted_k3": 3}
 CORRECTIONS = {"none": 0, "truncate": 1, "mask": 2}
 CLIP, CISPO, REINFORCE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-K2, K3 = tl.constexpr(1), tl.constexpr(2)
-TRUNCATE = tl.constexpr(1)
+K2, K3, TRUNCATE = tl.constexpr(1), tl.constexpr(2), tl.constexpr(1)
 
 K3_LINEAR_FROM = tl.constexpr(20.0)
 K3_SLOPE = tl.constexpr(math.expm1(20.0))
@@ -246,7 +245,7 @@ def _grpo_loss_kernel(
             if level != 0:  # every token of a sequence moves the one ratio that all its tokens' terms share
                 slope_factor = tl.zeros([BLOCK], tl.float32) + slope_of_s
         elif objective == CISPO:
-            slope = _times(a, -tl.minimum(ratio, high))
+            slope = _times(a, -tl.minimum(ratio, high, propagate_nan=tl.PropagateNan.ALL))
             term = _times(slope, logp)
             high_sum += tl.where(keep & (ratio > high), 1.0, 0.0)
         elif objective == REINFORCE:
@@ -260,7 +259,7 @@ def _grpo_loss_kernel(
 
         if kl != 0:
             d = ref - logp
-            near = tl.minimum(d, K3_LINEAR_FROM)
+            near = tl.minimum(d, K3_LINEAR_FROM, propagate_nan=tl.PropagateNan.ALL)
             k3 = _k3(near)
             if kl == K2:
                 kl_value = d * d * 0.5
@@ -270,7 +269,8 @@ def _grpo_loss_kernel(
                 kl_slope = -(k3 + near)
             else:
                 token_ratio = tl.exp(x)
-                far = tl.exp(tl.minimum(ref - old, EXP_MAX)) - token_ratio * (1.0 + d)
+                exponent = tl.minimum(ref - old, EXP_MAX, propagate_nan=tl.PropagateNan.ALL)
+                far = tl.exp(exponent) - token_ratio * (1.0 + d)
                 kl_value = tl.where(d > K3_LINEAR_FROM, far, token_ratio * k3)
                 kl_slope = -token_ratio * d
             kl_sum += tl.where(keep, kl_value, 0.0)

@@ -230,7 +230,7 @@ class HeadGradients:
         dtype = torch.float32 if hidden_TD.dtype == torch.float16 else hidden_TD.dtype
         self.dhidden_TD = torch.empty(hidden_TD.shape, dtype=dtype, device=hidden_TD.device) if needs[0] else None
         self.dweight_VD: Tensor | None = None
-        self.dbias_V = None if bias_V is None or not needs[2] else torch.zeros_like(bias_V, dtype=chunks.dtype)
+        self.dbias_V = None if bias_V is None or not needs[2] else bias_V.new_zeros(bias_V.shape, dtype=chunks.dtype)
         shape = (chunks.plan.stash_rows, chunks.vocabulary)
         self.stash_SV = torch.empty(shape, dtype=hidden_TD.dtype, device=hidden_TD.device) if shape[0] else None
         self.start = 0  # of the tokens in the stash
@@ -307,7 +307,7 @@ class HeadGradients:
     def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """dhidden (fp32 for fp16), dweight (fp32 or the weight's dtype), dbias (fp32)."""
         if self.needs[1] and self.dweight_VD is None:  # no token
-            self.dweight_VD = torch.zeros_like(self.weight_VD)
+            self.dweight_VD = self.weight_VD.new_zeros(self.weight_VD.shape)
         return self.dhidden_TD, self.dweight_VD, self.dbias_V
 
 

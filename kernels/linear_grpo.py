@@ -146,7 +146,7 @@ def _fake_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     likes = (hidden_TD, weight_VD, hidden_TD if bias_V is None else bias_V)
     found = [
-        torch.empty_like(x, dtype=_saved_dtype(x.dtype)) if need else x.new_empty(0)
+        x.new_empty(x.shape, dtype=_saved_dtype(x.dtype)) if need else x.new_empty(0)
         for x, need in zip(likes, more[-2], strict=True)
     ]
     dtype = torch.float64 if hidden_TD.dtype == torch.float64 else torch.float32
@@ -183,7 +183,7 @@ def _forward(
     needs: list[bool],
     check: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss; VALUES and the number of scored tokens [M + 1]; dhidden, dweight, dbias, empty where not needed."""
+    """Loss; VALUES, number of scored tokens [M + 1]; dhidden, dweight, dbias, contiguous, empty where not needed."""
     check_values(targets_T, len(weight_VD), temperature_T, check)
     check_offsets(cu_seqlens, len(targets_T), check)
     tokens: Tokens = {"old_logp": old_logp_T, "ref_logp": ref_logp_T, "rollout_logp": rollout_logp_T}
@@ -221,7 +221,7 @@ def _forward(
     dhidden, dweight, dbias = gradients.result()
     del chunks, gradients  # their buffers make room for the weight's gradient in its own dtype
     if dhidden is not None and scored.index_A is not None:
-        dhidden = torch.zeros_like(hidden_TD, dtype=dhidden.dtype).index_copy_(0, scored.index_A, dhidden)
+        dhidden = dhidden.new_zeros(hidden_TD.shape).index_copy_(0, scored.index_A, dhidden)
     likes = (hidden_TD, weight_VD, hidden_TD if bias_V is None else bias_V)
     found = [
         like.new_empty(0) if x is None else x.to(_saved_dtype(like.dtype))

@@ -86,9 +86,7 @@ def _fake_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     needs = more[-1]
     like = (hidden_TD, weight_VD, hidden_TD if bias_V is None else bias_V)
-    hidden, weight, bias = (
-        torch.empty_like(x) if need else x.new_empty(0) for x, need in zip(like, needs, strict=True)
-    )
+    hidden, weight, bias = (x.new_empty(x.shape if need else 0) for x, need in zip(like, needs, strict=True))
     return hidden, weight, bias
 
 
@@ -115,7 +113,7 @@ def _backward(
     dentropy_T: Tensor | None,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dhidden, dweight, dbias; empty where not needed. The logits are computed again."""
+    """dhidden, dweight, dbias, contiguous; empty where not needed. The logits are computed again."""
     rows = Rows(row_max_T, row_max_T, log_sum_T, entropy_T)  # logp is not read
     scaling = Scaling.of(temperature, temperature_T, softcap, log_sum_T.dtype)
     row_grads = RowGrads(dlogp_T, dlse_T, dentropy_T)
@@ -135,7 +133,7 @@ def _backward(
             gradients.add(chunk, rows.select(chunk), row_grads.select(chunk), targets_T[chunk], scaling.select(chunk))
     dhidden, dweight, dbias = gradients.result()
     if dhidden is not None and not everything:
-        dhidden = torch.zeros_like(hidden_TD, dtype=dhidden.dtype).index_copy_(0, index_A, dhidden)
+        dhidden = dhidden.new_zeros(hidden_TD.shape).index_copy_(0, index_A, dhidden)
     likes = (hidden_TD, weight_VD, hidden_TD if bias_V is None else bias_V)
     results = [
         like.new_empty(0) if x is None else x.to(like.dtype)

@@ -157,9 +157,10 @@ class _TokenLogprob(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         logits_TV, targets_T, temperature_T, row_max_T, log_sum_T, entropy_T = ctx.saved_tensors
-        # Through detach() the write still counts as a new version, so that a later reader of the logits raises.
         out_TV = logits_TV.detach() if ctx.inplace else torch.empty_like(logits_TV)
         _backward(out_TV, logits_TV, targets_T, temperature_T, *ctx.settings, row_max_T, log_sum_T, entropy_T, *grads)
+        if ctx.inplace:  # a kernel's write is no new version by itself: a later reader of the logits would not raise
+            torch.autograd.graph.increment_version(logits_TV)
         return out_TV, *[None] * 6
 
 

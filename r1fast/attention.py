@@ -181,6 +181,18 @@ def length_buckets(lengths: Sequence[int], max_waste: float = MAX_BUCKET_WASTE) 
     return buckets
 
 
+def heads_for(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Keys and values for scaled_dot_product_attention, and its `enable_gqa`; dimension 1 is the heads'.
+
+    On CUDA with the query's heads: in fp32, and under a mask in any dtype, the kernel that holds no scores [L, L] takes
+    equal heads alone.
+    """
+    if query.shape[1] == key.shape[1] or query.device.type != "cuda":
+        return key, value, query.shape[1] != key.shape[1]
+    groups = query.shape[1] // key.shape[1]
+    return key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1), False
+
+
 @dataclass(frozen=True)
 class _BucketPlan:
     """Where each packed token sits in the right-padded buckets, and back.
@@ -220,11 +232,7 @@ class _BucketPlan:
         dtype = query_THE.dtype
         if query_THE.device.type == "cpu":  # torch's CPU bf16 backward is up to 3 times slower than fp32, never faster
             query_THE, key_TKE, value_TKE = query_THE.float(), key_TKE.float(), value_TKE.float()
-        gqa = query_THE.shape[1] != key_TKE.shape[1]
-        if gqa and query_THE.device.type == "cuda":  # in fp32 the kernel that holds no scores [L, L] takes equal heads
-            groups = query_THE.shape[1] // key_TKE.shape[1]
-            key_TKE, value_TKE = (x.repeat_interleave(groups, dim=1) for x in (key_TKE, value_TKE))
-            gqa = False
+        key_TKE, value_TKE, gqa = heads_for(query_THE, key_TKE, value_TKE)
         sizes = [rows * length for rows, length in self.shapes]
         padded = [torch.split(self._pad(x), sizes) for x in (query_THE, key_TKE, value_TKE)]
         outs = []

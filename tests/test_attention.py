@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from r1fast.attention import MAX_BUCKET_WASTE, PackedContext, attention_forward, length_buckets, register_attention
+from r1fast.rollout.paged_attention import attend_chunk
 
 SCALING = 0.3
 
@@ -172,3 +174,37 @@ def test_float32_holds_no_scores_on_a_gpu() -> None:
     before = torch.cuda.memory_allocated()
     context.attend(torch.nn.Identity(), *qkv, SCALING).square().sum().backward()
     assert torch.cuda.max_memory_allocated() - before < 200 << 20
+
+
+def test_a_later_chunk_holds_no_scores_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a mask torch repeats no heads in the kernels that hold none: with enable_gqa it takes the one that does."""
+    seen: list[tuple[int, int, bool]] = []
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *, enable_gqa: bool, **_: object) -> Tensor:
+        seen.append((key.shape[1], value.shape[1], enable_gqa))
+        return torch.empty_like(query)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    for device in ("cuda", "cpu"):
+        with FakeTensorMode():  # needs no GPU
+            query, key, value = (torch.empty(1, n, s, 64, device=device) for n, s in ((8, 16), (2, 48), (2, 48)))
+            assert attend_chunk(query, key, value, 32, SCALING).shape == (1, 16, 8, 64)
+    assert seen == [(8, 8, False), (2, 2, True)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_later_chunk_on_a_gpu(dtype: torch.dtype) -> None:
+    """Each query's head sees its own group's keys; the scores alone would take 512 MiB, in fp32 1 GiB."""
+    torch.manual_seed(0)
+    length, chunk = 16384, 2048
+    shapes = ((8, chunk), (2, length), (2, length))
+    query, key, value = (torch.randn(1, heads, size, 64, device="cuda", dtype=dtype) for heads, size in shapes)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = attend_chunk(query, key, value, length - chunk, SCALING)
+    assert torch.cuda.max_memory_allocated() - before < 400 << 20
+    last = slice(chunk - 16, chunk)
+    expected = attend_chunk(*(x.cpu().float() for x in (query[:, :, last], key, value)), length - 16, SCALING)
+    torch.testing.assert_close(out[:, last].cpu().float(), expected, rtol=0.02, atol=0.01)

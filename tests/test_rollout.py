@@ -13,6 +13,7 @@ from r1fast.attention import PackedContext
 from r1fast.policy import Policy
 from r1fast.records import Prompt, Rollout
 from r1fast.rollout import engine_calls, generation
+from r1fast.rollout.batch import DecodeBatch
 from r1fast.rollout.engine import RolloutEngine
 from r1fast.sampling import Sampling
 from tests.tiny_model import EOS, NUM_VOCAB, tiny_policy
@@ -224,6 +225,34 @@ def test_weights_that_diverged_are_named() -> None:
         cast(Tensor, policy.module.get_input_embeddings().weight).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="'p0'"):
         _generate(policy, _prompts(2), 2, _sampling())
+
+
+def test_a_group_that_ends_in_the_steps_in_which_another_row_fails_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU is looked at every few steps: by then the first row has failed, and the second has ended after it."""
+    policy = replace(tiny_policy(), eos_token_ids=(NUM_VOCAB,))
+    prompts, limits = _prompts(2), [40, 12]
+    engine = RolloutEngine(policy, rows=16, seed=0)
+    reference = engine.generate(prompts, 1, _sampling(40), max_tokens=limits)
+    drawn, real = [0], DecodeBatch._logits
+
+    def fail(self: DecodeBatch, hidden_BD: Tensor) -> Tensor:
+        drawn[0] += 1
+        logits_BV = real(self, hidden_BD)
+        return logits_BV.index_fill(0, torch.tensor([0]), float("nan")) if drawn[0] >= 11 else logits_BV
+
+    finished: list[Rollout] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(DecodeBatch, "_logits", fail)
+        patched.setattr(DecodeBatch, "is_to_be_looked_at", lambda self: False)
+        with pytest.raises(FloatingPointError, match=r"prompt 'p0', sample 0: the model's logits for its token 11 "):
+            for group in engine.groups(prompts, 1, _sampling(40), limits):
+                finished += group
+    assert drawn == [12]  # the row that had failed waited for a step
+    assert [rollout.prompt.id for rollout in finished] == ["p1"]
+    _assert_same(finished[0], reference[1])
+    assert engine._seats is not None  # kept, since every page has come back
+    for one, other in zip(engine.generate(prompts, 1, _sampling(40), max_tokens=limits), reference, strict=True):
+        _assert_same(one, other)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 12, 300])

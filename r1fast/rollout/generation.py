@@ -302,9 +302,10 @@ class Generation:
         return True
 
     def _look(self) -> None:
-        """See who has ended, and write down how far the others are."""
+        """See who has ended, and write down how far the others are; then raise for the first row that failed."""
         live: list[tuple[_Member, int]] = []
         ended: list[_Member] = []
+        faults: list[tuple[int, int]] = []
         for row, (state, num_generated) in enumerate(self.batch.progress(len(self.members))):
             member = self.members[row]
             if member is None:
@@ -328,12 +329,14 @@ class Generation:
                 self.members[row] = None
             else:
                 assert state == FAULT, "every row has the pages that _reserve gave it"
-                self._fault(row, num_generated)
+                faults.append((row, num_generated))
         self.pool.advance([member.sequence for member, _ in live], [count for _, count in live])
         self.pool.free([member.sequence for member in ended])
         if self.guesses is not None:
             for member in ended:
                 self.guesses.end(member.sample)
+        if faults:  # not before those that ended in the same steps are kept, and while rows are where they were
+            self._fault(*faults[0])
         while self.members and self.members[-1] is None:
             self.members.pop()
         if self.batch.rows_for(self.num_live) < self.batch.rows_for(len(self.members)):

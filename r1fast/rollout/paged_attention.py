@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from r1fast.attention import PackedContext
+from r1fast.attention import PackedContext, heads_for
 from r1fast.ops.decode_attention import DecodeAttention
 from r1fast.ops.decode_plan import DecodePlan
 from r1fast.ops.kv_append import kv_append
@@ -105,9 +105,9 @@ def attend_chunk(query: Tensor, keys: Tensor, values: Tensor, num_before: int, s
     dtype = query.dtype
     if query.device.type == "cpu":  # as the training attention does
         query, keys, values = query.float(), keys.float(), values.float()
-    place = torch.arange(query.shape[2], device=query.device)
-    visible = torch.arange(keys.shape[2], device=query.device) <= num_before + place[:, None]
-    gqa = query.shape[1] != keys.shape[1]
+    place = torch.arange(query.shape[2], device=query.device).unsqueeze(1)
+    visible = torch.arange(keys.shape[2], device=query.device) <= num_before + place
+    keys, values, gqa = heads_for(query, keys, values)
     out = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible, scale=scaling, enable_gqa=gqa)
     return out.transpose(1, 2).to(dtype)
 

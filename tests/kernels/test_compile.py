@@ -14,6 +14,7 @@ from rounding import INTERPRETED
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
+from torch._subclasses.fake_utils import CrossRefFakeMode
 
 from r1fast.kernels.group_advantage import group_advantage
 from r1fast.kernels.grpo_loss import PolicyLoss, grpo_loss
@@ -91,6 +92,50 @@ def test_one_graph_for_all_lengths(caller: Callable[..., Tensor], backend: str) 
         graphs.append(counter.frame_count)
     # the second length makes the dimension dynamic; after it, nothing compiles again
     assert graphs[0] == 1 and graphs[1] == graphs[-1] <= 2
+
+
+def scored_in_part(hidden: Tensor, weight: Tensor, targets: Tensor, **_: Tensor) -> Tensor:
+    return (linear_logprob(hidden * 2, weight, targets).logp * (targets > 5)).sum()
+
+
+def fused_in_part(
+    hidden: Tensor, weight: Tensor, targets: Tensor, rewards: Tensor, offsets: Tensor, old: Tensor
+) -> Tensor:
+    loss, _ = linear_grpo_loss(
+        hidden * 2,
+        weight,
+        targets,
+        rewards,
+        offsets,
+        mask_T=targets > 5,
+        denominator=3.0,
+        options=PolicyLoss(kl="none"),
+    )
+    return loss
+
+
+@pytest.mark.parametrize("name", ["hidden", "weight"])
+@pytest.mark.parametrize("caller", [composed, fused, scored_in_part, fused_in_part])
+def test_strides_are_those_of_the_fake(caller: Callable[..., Tensor], name: str) -> None:
+    """Whatever those of the inputs, and also where some tokens have no gradient; Inductor stops where they are not."""
+    torch._dynamo.reset()
+    parts = inputs(7)
+    parts[name] = parts[name].detach().T.contiguous().T.requires_grad_()
+    compared: list[str] = []
+
+    def compare(module: torch.fx.GraphModule, example_inputs: list[Tensor]) -> Callable[..., Any]:
+        """Each op's results with its fake's."""
+
+        def run(*args: Any) -> Any:
+            with CrossRefFakeMode(ignore_op_fn=lambda op: op.namespace != "r1fast"):
+                return module.forward(*args)
+
+        compared.extend(str(node.target) for node in module.graph.nodes if "r1fast" in str(node.target))
+        return make_boxed_func(run)
+
+    both = aot_autograd(fw_compiler=compare, bw_compiler=compare)
+    torch.compile(caller, backend=both, fullgraph=True)(**parts).backward()
+    assert any("linear" in op for op in compared)
 
 
 @pytest.mark.parametrize("caller", [from_logits, composed, fused])

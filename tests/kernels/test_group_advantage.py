@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rounding import INTERPRETED
 
 from r1fast.kernels.group_advantage import BASELINES, SCALES, group_advantage, group_advantage_reference
 
@@ -83,3 +84,18 @@ def test_figures_by_hand() -> None:
 def test_a_reward_that_is_not_finite_raises(bad: float) -> None:
     with pytest.raises(ValueError, match=r"1 of 3 rewards are not finite, first (nan|inf) at 1"):
         group_advantage(torch.tensor([1.0, bad, 0.0]), torch.tensor([0, 0, 0]))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="without Triton values are always read")
+@pytest.mark.parametrize(("baseline", "scale"), SETTINGS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_where_values_are_not_read_such_a_reward_makes_its_group_nan(baseline: str, scale: str, bad: float) -> None:
+    from r1fast.kernels.group_advantage_kernels import launch
+
+    # beside the bad one: equal rewards, unequal ones, none
+    rewards = torch.tensor([bad, 1.0, 1.0, 0.0, 2.0, bad, bad, 3.0, 3.0, 0.0, 1.0])
+    group = torch.tensor([0, 0, 0, 1, 1, 1, 2, 3, 3, 4, 4])
+    advantage = launch(rewards, group, baseline, scale, True, 0.0)
+    assert advantage[:7].isnan().all()
+    assert torch.equal(advantage[7:9], torch.zeros(2))
+    assert advantage[9:].isfinite().all() or scale == "batch_std"  # where every group waits for all rewards

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from loss_batch import LEVELS, PLAIN, batch, doubled, gradients, simple
+from loss_batch import LEVELS, OBJECTIVES, PLAIN, batch, doubled, gradients, simple
 from rounding import INTERPRETED, WIDE
 from torch import Tensor
 
@@ -149,3 +149,22 @@ def test_kl_off_never_reads_the_reference() -> None:
 def test_bad_options_raise(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PolicyLoss(**options)
+
+
+@pytest.mark.parametrize("kl", ["none", "k2", "k3", "weighted_k3"])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", ["old_logp_T", "ref_logp_T"])
+def test_nan_is_never_clipped_to_a_number(name: str, objective: str, level: str, kl: str) -> None:
+    """What has no gradient in the definition has none here, and no more than that."""
+    arguments = batch()
+    token = int(arguments["mask_T"].nonzero()[0])
+    arguments[name] = arguments[name].clone()
+    arguments[name][token] = math.nan
+    options = PolicyLoss(objective=objective, level=level, kl=kl, kl_coef=0.3)  # type: ignore[arg-type]
+    loss, dlogp, _ = gradients(grpo_loss, arguments, options)
+    # the same in fp64, which takes no Triton kernel
+    expected_loss, expected_dlogp, _ = gradients(grpo_loss, doubled(arguments), options)
+    read = kl != "none" if name == "ref_logp_T" else objective in ("clip", "cispo") or kl == "weighted_k3"
+    assert loss.isnan() == expected_loss.isnan() == read
+    assert dlogp.isnan().equal(expected_dlogp.isnan()) and dlogp.isnan().any() == read

@@ -177,9 +177,10 @@ def test_inputs_stay_as_they_were_and_backward_runs_twice() -> None:
     assert torch.equal(before, logits)
 
 
-def test_inplace_backward_overwrites_and_a_later_reader_raises() -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])  # fp64 never takes a Triton kernel
+def test_inplace_backward_overwrites_and_a_later_reader_raises(dtype: torch.dtype) -> None:
     leaf, targets = inputs(3, 7)
-    leaf.requires_grad_()
+    leaf = leaf.to(dtype).requires_grad_()
     expected = gradient(token_logprob(leaf * 2, targets), leaf)
     logits = leaf * 2
     result = token_logprob(logits, targets, inplace_backward=True)
@@ -195,6 +196,8 @@ def test_inplace_backward_overwrites_and_a_later_reader_raises() -> None:
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         (result.logp.sum() * 1.0).backward(retain_graph=True)
         reader.backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.logp.sum().backward()
     with pytest.raises(ValueError, match="not a leaf"):
         token_logprob(leaf, targets, inplace_backward=True)
 
