@@ -17,7 +17,6 @@ from r1fast.model_size import ModelSize
 from r1fast.phase_memory import CACHES, FREE_SHARE, Items, PhaseMemory, Place, total
 from r1fast.plan import LENGTH_SHARE, Work, stage_works
 
-COMPUTE_BYTES = 2  # bfloat16
 PROMPT_TOKENS = 256
 CONTEXT_BYTES = 1 << 30  # CUDA context, libraries, NCCL's buffers of one process
 FRAGMENTATION = 1.05  # PyTorch's allocator keeps some of what it cannot use
@@ -89,6 +88,11 @@ class ClusterPlan:
         return sum(phase.time_s for stage in self.stages.values() for phase in stage.phases)
 
 
+def compute_bytes(config: Config) -> int:
+    """Of a number in the compute dtype: [run] dtype, where auto is bfloat16 on a GPU."""
+    return 4 if config.run.dtype == "float32" else 2
+
+
 def plan_cluster(config: Config, model: ModelSize, student: ModelSize | None, gpu: Gpu, num_gpus: int) -> ClusterPlan:
     """The plan of a recipe; ConfigError for a number of GPUs that cannot be."""
     if num_gpus < 1 or (num_gpus > gpu.per_node and num_gpus % gpu.per_node):
@@ -96,7 +100,7 @@ def plan_cluster(config: Config, model: ModelSize, student: ModelSize | None, gp
     group = config.distributed.sequence_parallel
     if num_gpus % group:
         raise ConfigError(f"--gpus {num_gpus} cannot be divided into groups of distributed.sequence_parallel = {group}")
-    place = Place(on_gpu=True, compute_bytes=COMPUTE_BYTES, num_processes=num_gpus)
+    place = Place(on_gpu=True, compute_bytes=compute_bytes(config), num_processes=num_gpus)
     stages: dict[str, StagePhases] = {}
     for name, size, work in stage_works(config, model, student, place, PROMPT_TOKENS):
         planner = _Planner(config.for_stage(name), name, size, work, gpu, place)
@@ -147,7 +151,7 @@ class _Planner:
         likely = memory.limit * LENGTH_SHARE
         rows = max(1, min(memory.rows, int(cache // ((PROMPT_TOKENS + likely) * memory.kv_token_bytes))))
         length = PROMPT_TOKENS + likely / 2
-        read = self.size.touched_params(rows) * COMPUTE_BYTES / team + rows * length * memory.kv_token_bytes
+        read = self.size.touched_params(rows) * self.place.compute_bytes / team + rows * length * memory.kv_token_bytes
         computed = rows * self.size.forward_flops(length) / team
         step_s = max(read / (self.gpu.bandwidth * DECODE_SHARE), computed / (self.gpu.flops * SCORE_SHARE))
         return Phase(
@@ -221,7 +225,7 @@ class _Planner:
         group = self._memory.sequence_parallel
         passes = 2 + self.config.optimizer.gradient_checkpointing  # forward, backward, forward again
         a_gpu = self._trained_tokens() / max(1, self.work.steps) / self.place.num_processes
-        a_token = self.size.num_layers * self.size.attention_width * COMPUTE_BYTES
+        a_token = self.size.num_layers * self.size.attention_width * self.place.compute_bytes
         return a_gpu * a_token * passes * (group - 1) / group
 
     def _gradient_network(self) -> float:
@@ -237,7 +241,7 @@ class _Planner:
         gathers = 2 * micro_batches + 1 if zero.zero_stage == 3 else 1  # forward, backward, and into the rollout copy
         if self._memory.shares_weights:  # each score gathers, too, and the push takes the copy's place
             gathers += micro_batches * self._memory.num_scored
-        return (4 * reductions + COMPUTE_BYTES * gathers) * params * part
+        return (4 * reductions + self.place.compute_bytes * gathers) * params * part
 
     def _trained_tokens(self) -> float:
         prompts = self.work.samples * PROMPT_TOKENS
