@@ -9,6 +9,7 @@ is `phase_memory`'s.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from r1fast.config import Config, ConfigError
@@ -124,7 +125,13 @@ class _Planner:
     place: Place
 
     def phases(self) -> tuple[Phase, ...]:
-        made = {"load": self._load, "rollout": self._rollout, "score": self._score, "train": self._train}
+        made: dict[str, Callable[[Items], Phase]] = {
+            "load": self._load,
+            "rollout": self._rollout,
+            "dev": self._dev,
+            "score": self._score,
+            "train": self._train,
+        }
         return tuple(made[name](self._with_cache(items)) for name, items in self.work.phases)
 
     def largest_micro_batch(self) -> int:
@@ -145,9 +152,19 @@ class _Planner:
         return Phase(name="load", tokens=0, flops=0.0, time_s=0.0, memory=items)
 
     def _rollout(self, items: Items) -> Phase:
+        dev = self.work.dev
+        return self._sampled(
+            "rollout", self.work, self.work.generated_tokens - (dev.generated_tokens if dev else 0), items
+        )
+
+    def _dev(self, items: Items) -> Phase:
+        assert self.work.dev is not None, "the phase is there"
+        return self._sampled("dev", self.work.dev, self.work.dev.generated_tokens, items)
+
+    def _sampled(self, name: str, work: Work, most_tokens: int, items: Items) -> Phase:
         """The cache takes what the batch can use, within a share of what is free; other samples wait."""
-        tokens = self.work.generated_tokens * LENGTH_SHARE
-        memory, cache, team = self._memory, self._cache(items), self.config.rollout.tensor_parallel
+        tokens, memory, team = most_tokens * LENGTH_SHARE, self._memory_of(work), self.config.rollout.tensor_parallel
+        cache = self._cache(items, memory)
         likely = memory.limit * LENGTH_SHARE
         rows = max(1, min(memory.rows, int(cache // ((PROMPT_TOKENS + likely) * memory.kv_token_bytes))))
         length = PROMPT_TOKENS + likely / 2
@@ -155,7 +172,7 @@ class _Planner:
         computed = rows * self.size.forward_flops(length) / team
         step_s = max(read / (self.gpu.bandwidth * DECODE_SHARE), computed / (self.gpu.flops * SCORE_SHARE))
         return Phase(
-            name="rollout",
+            name=name,
             tokens=tokens,
             flops=tokens * self.size.forward_flops(length),
             time_s=tokens * team / self.place.num_processes / rows * step_s,
@@ -164,18 +181,20 @@ class _Planner:
             wanted_rows=memory.rows,
         )
 
-    def _cache(self, items: Items) -> float:
-        """What a rollout that holds `items` gives its cache."""
+    def _cache(self, items: Items, memory: PhaseMemory) -> float:
+        """What sampling that holds `items` gives its cache."""
         held = total(tuple(item for item in items if item[0] not in CACHES))
         free = max(0.0, (self.gpu.memory - CONTEXT_BYTES) / FRAGMENTATION - held)
-        return min(self._memory.cache_bytes(), FREE_SHARE * free)
+        return min(memory.cache_bytes(), FREE_SHARE * free)
 
     def _with_cache(self, items: Items) -> Items:
-        """The items of a phase with the cache as large as the rollout makes it: vLLM's stays in the other phases."""
-        rollout = dict(self.work.phases).get("rollout")
-        if rollout is None:
-            return items
-        shown = max(int(self._cache(rollout)), self._memory.row_bytes())
+        """The items of a phase with the cache as large as sampling makes it: vLLM's stays in the other phases."""
+        shown = 0
+        for name, held in self.work.phases:
+            work = {"rollout": self.work, "dev": self.work.dev}.get(name)
+            if work is not None:
+                memory = self._memory_of(work)
+                shown = max(shown, int(self._cache(held, memory)), memory.row_bytes())
         return tuple((name, shown if name in CACHES else size) for name, size in items)
 
     def _score(self, items: Items) -> Phase:
@@ -203,14 +222,17 @@ class _Planner:
 
     @property
     def _memory(self) -> PhaseMemory:
+        return self._memory_of(self.work)
+
+    def _memory_of(self, work: Work) -> PhaseMemory:
         return PhaseMemory(
             config=self.config,
             stage=self.name,
             size=self.size,
             place=self.place,
             prompt_tokens=PROMPT_TOKENS,
-            limit=self.work.limit,
-            rows=self.work.rows,
+            limit=work.limit,
+            rows=work.rows,
         )
 
     def _step_network(self) -> float:

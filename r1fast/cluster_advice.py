@@ -62,7 +62,7 @@ def advise(plan: ClusterPlan, config: Config, student: ModelSize | None) -> list
 def _cannot(plan: ClusterPlan) -> Iterator[str]:
     """What keeps a model from running whatever the memory."""
     for name, stage in plan.stages.items():
-        samples = any(phase.name == "rollout" for phase in stage.phases)
+        samples = any(phase.wanted_rows for phase in stage.phases)
         if not samples or stage.config.rollout.backend != "paged":
             continue
         if stage.size.latent:
@@ -105,7 +105,9 @@ def _too_large(plan: ClusterPlan) -> bool:
     others = [(name, stage) for name, stage in plan.stages.items() if STAGES[name] != "reward_model"]
     weights = _weight_bytes(plan)
     if all(shares_weights(stage.config, name) for name, stage in others):
-        drawn = [stage for _, stage in others if any(phase.name in ("load", "rollout") for phase in stage.phases)]
+        drawn = [
+            stage for _, stage in others if any(phase.name == "load" or phase.wanted_rows for phase in stage.phases)
+        ]
         if not drawn:
             return False
         weights //= min(stage.config.rollout.tensor_parallel for stage in drawn)
