@@ -76,7 +76,7 @@ def run_directory(invocation: Invocation) -> Path:
     """[run] dir, or runs/RECIPE."""
     config = invocation.config
     name = config.run.name or Path(invocation.recipe).name.removesuffix(".toml")
-    return Path(config.run.dir) if config.run.dir else Path("runs") / name
+    return Path(config.run.dir).expanduser() if config.run.dir else Path("runs") / name
 
 
 def _refuse(error: Exception, *, leads: bool = True) -> int:

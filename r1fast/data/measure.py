@@ -53,7 +53,7 @@ def measure_difficulty(config: Config, out: Path, *, samples: int, num_prompts: 
         known = _known_rates(out, measured) if out.exists() else {}
     missing = each_once(prompt for prompt in prompts if question_key(prompt.text) not in known)
     if missing:
-        policy = load_model(config, Path(config.run.dir), root, local_device(config), stage=stage)
+        policy = load_model(config, Path(config.run.dir).expanduser(), root, local_device(config), stage=stage)
         engine = make_engine(policy, view)
         scorer = Scorer({prompt.kind: {"accuracy": 1.0} for prompt in varieties(prompts)})
         size = max(1, view.rollout.rows // samples)
