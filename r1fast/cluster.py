@@ -9,6 +9,7 @@ is `phase_memory`'s.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from r1fast.config import Config, ConfigError
@@ -17,7 +18,6 @@ from r1fast.model_size import ModelSize
 from r1fast.phase_memory import CACHES, FREE_SHARE, Items, PhaseMemory, Place, total
 from r1fast.plan import LENGTH_SHARE, Work, stage_works
 
-COMPUTE_BYTES = 2  # bfloat16
 PROMPT_TOKENS = 256
 CONTEXT_BYTES = 1 << 30  # CUDA context, libraries, NCCL's buffers of one process
 FRAGMENTATION = 1.05  # PyTorch's allocator keeps some of what it cannot use
@@ -89,6 +89,11 @@ class ClusterPlan:
         return sum(phase.time_s for stage in self.stages.values() for phase in stage.phases)
 
 
+def compute_bytes(config: Config) -> int:
+    """Of a number in the compute dtype: [run] dtype, where auto is bfloat16 on a GPU."""
+    return 4 if config.run.dtype == "float32" else 2
+
+
 def plan_cluster(config: Config, model: ModelSize, student: ModelSize | None, gpu: Gpu, num_gpus: int) -> ClusterPlan:
     """The plan of a recipe; ConfigError for a number of GPUs that cannot be."""
     if num_gpus < 1 or (num_gpus > gpu.per_node and num_gpus % gpu.per_node):
@@ -96,7 +101,7 @@ def plan_cluster(config: Config, model: ModelSize, student: ModelSize | None, gp
     group = config.distributed.sequence_parallel
     if num_gpus % group:
         raise ConfigError(f"--gpus {num_gpus} cannot be divided into groups of distributed.sequence_parallel = {group}")
-    place = Place(on_gpu=True, compute_bytes=COMPUTE_BYTES, num_processes=num_gpus)
+    place = Place(on_gpu=True, compute_bytes=compute_bytes(config), num_processes=num_gpus)
     stages: dict[str, StagePhases] = {}
     for name, size, work in stage_works(config, model, student, place, PROMPT_TOKENS):
         planner = _Planner(config.for_stage(name), name, size, work, gpu, place)
@@ -120,7 +125,13 @@ class _Planner:
     place: Place
 
     def phases(self) -> tuple[Phase, ...]:
-        made = {"load": self._load, "rollout": self._rollout, "score": self._score, "train": self._train}
+        made: dict[str, Callable[[Items], Phase]] = {
+            "load": self._load,
+            "rollout": self._rollout,
+            "dev": self._dev,
+            "score": self._score,
+            "train": self._train,
+        }
         return tuple(made[name](self._with_cache(items)) for name, items in self.work.phases)
 
     def largest_micro_batch(self) -> int:
@@ -141,17 +152,27 @@ class _Planner:
         return Phase(name="load", tokens=0, flops=0.0, time_s=0.0, memory=items)
 
     def _rollout(self, items: Items) -> Phase:
+        dev = self.work.dev
+        return self._sampled(
+            "rollout", self.work, self.work.generated_tokens - (dev.generated_tokens if dev else 0), items
+        )
+
+    def _dev(self, items: Items) -> Phase:
+        assert self.work.dev is not None, "the phase is there"
+        return self._sampled("dev", self.work.dev, self.work.dev.generated_tokens, items)
+
+    def _sampled(self, name: str, work: Work, most_tokens: int, items: Items) -> Phase:
         """The cache takes what the batch can use, within a share of what is free; other samples wait."""
-        tokens = self.work.generated_tokens * LENGTH_SHARE
-        memory, cache, team = self._memory, self._cache(items), self.config.rollout.tensor_parallel
+        tokens, memory, team = most_tokens * LENGTH_SHARE, self._memory_of(work), self.config.rollout.tensor_parallel
+        cache = self._cache(items, memory)
         likely = memory.limit * LENGTH_SHARE
         rows = max(1, min(memory.rows, int(cache // ((PROMPT_TOKENS + likely) * memory.kv_token_bytes))))
         length = PROMPT_TOKENS + likely / 2
-        read = self.size.touched_params(rows) * COMPUTE_BYTES / team + rows * length * memory.kv_token_bytes
+        read = self.size.touched_params(rows) * self.place.compute_bytes / team + rows * length * memory.kv_token_bytes
         computed = rows * self.size.forward_flops(length) / team
         step_s = max(read / (self.gpu.bandwidth * DECODE_SHARE), computed / (self.gpu.flops * SCORE_SHARE))
         return Phase(
-            name="rollout",
+            name=name,
             tokens=tokens,
             flops=tokens * self.size.forward_flops(length),
             time_s=tokens * team / self.place.num_processes / rows * step_s,
@@ -160,18 +181,20 @@ class _Planner:
             wanted_rows=memory.rows,
         )
 
-    def _cache(self, items: Items) -> float:
-        """What a rollout that holds `items` gives its cache."""
+    def _cache(self, items: Items, memory: PhaseMemory) -> float:
+        """What sampling that holds `items` gives its cache."""
         held = total(tuple(item for item in items if item[0] not in CACHES))
         free = max(0.0, (self.gpu.memory - CONTEXT_BYTES) / FRAGMENTATION - held)
-        return min(self._memory.cache_bytes(), FREE_SHARE * free)
+        return min(memory.cache_bytes(), FREE_SHARE * free)
 
     def _with_cache(self, items: Items) -> Items:
-        """The items of a phase with the cache as large as the rollout makes it: vLLM's stays in the other phases."""
-        rollout = dict(self.work.phases).get("rollout")
-        if rollout is None:
-            return items
-        shown = max(int(self._cache(rollout)), self._memory.row_bytes())
+        """The items of a phase with the cache as large as sampling makes it: vLLM's stays in the other phases."""
+        shown = 0
+        for name, held in self.work.phases:
+            work = {"rollout": self.work, "dev": self.work.dev}.get(name)
+            if work is not None:
+                memory = self._memory_of(work)
+                shown = max(shown, int(self._cache(held, memory)), memory.row_bytes())
         return tuple((name, shown if name in CACHES else size) for name, size in items)
 
     def _score(self, items: Items) -> Phase:
@@ -199,14 +222,17 @@ class _Planner:
 
     @property
     def _memory(self) -> PhaseMemory:
+        return self._memory_of(self.work)
+
+    def _memory_of(self, work: Work) -> PhaseMemory:
         return PhaseMemory(
             config=self.config,
             stage=self.name,
             size=self.size,
             place=self.place,
             prompt_tokens=PROMPT_TOKENS,
-            limit=self.work.limit,
-            rows=self.work.rows,
+            limit=work.limit,
+            rows=work.rows,
         )
 
     def _step_network(self) -> float:
@@ -221,7 +247,7 @@ class _Planner:
         group = self._memory.sequence_parallel
         passes = 2 + self.config.optimizer.gradient_checkpointing  # forward, backward, forward again
         a_gpu = self._trained_tokens() / max(1, self.work.steps) / self.place.num_processes
-        a_token = self.size.num_layers * self.size.attention_width * COMPUTE_BYTES
+        a_token = self.size.num_layers * self.size.attention_width * self.place.compute_bytes
         return a_gpu * a_token * passes * (group - 1) / group
 
     def _gradient_network(self) -> float:
@@ -237,7 +263,7 @@ class _Planner:
         gathers = 2 * micro_batches + 1 if zero.zero_stage == 3 else 1  # forward, backward, and into the rollout copy
         if self._memory.shares_weights:  # each score gathers, too, and the push takes the copy's place
             gathers += micro_batches * self._memory.num_scored
-        return (4 * reductions + COMPUTE_BYTES * gathers) * params * part
+        return (4 * reductions + self.place.compute_bytes * gathers) * params * part
 
     def _trained_tokens(self) -> float:
         prompts = self.work.samples * PROMPT_TOKENS

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from r1fast.checks import check_config
-from r1fast.cluster import COMPUTE_BYTES, CONTEXT_BYTES, FRAGMENTATION, PROMPT_TOKENS, ClusterPlan, plan_cluster
+from r1fast.cluster import CONTEXT_BYTES, FRAGMENTATION, PROMPT_TOKENS, ClusterPlan, compute_bytes, plan_cluster
 from r1fast.config import STAGES, Config, ConfigError
 from r1fast.disk import format_bytes
 from r1fast.model_size import ModelSize
@@ -62,7 +62,7 @@ def advise(plan: ClusterPlan, config: Config, student: ModelSize | None) -> list
 def _cannot(plan: ClusterPlan) -> Iterator[str]:
     """What keeps a model from running whatever the memory."""
     for name, stage in plan.stages.items():
-        samples = any(phase.name == "rollout" for phase in stage.phases)
+        samples = any(phase.wanted_rows for phase in stage.phases)
         if not samples or stage.config.rollout.backend != "paged":
             continue
         if stage.size.latent:
@@ -91,12 +91,23 @@ def _largest(plan: ClusterPlan) -> ModelSize:
     return max((stage.size for stage in plan.stages.values()), key=lambda size: size.num_params)
 
 
+def _weight_bytes(plan: ClusterPlan) -> int:
+    """Of the largest model in the compute dtype."""
+    return _compute_bytes(plan) * _largest(plan).num_params
+
+
+def _compute_bytes(plan: ClusterPlan) -> int:
+    return compute_bytes(next(iter(plan.stages.values())).config)
+
+
 def _too_large(plan: ClusterPlan) -> bool:
     """Whether weights that every GPU holds whole, or its share of vLLM's, leave no room."""
     others = [(name, stage) for name, stage in plan.stages.items() if STAGES[name] != "reward_model"]
-    weights = COMPUTE_BYTES * _largest(plan).num_params
+    weights = _weight_bytes(plan)
     if all(shares_weights(stage.config, name) for name, stage in others):
-        drawn = [stage for _, stage in others if any(phase.name in ("load", "rollout") for phase in stage.phases)]
+        drawn = [
+            stage for _, stage in others if any(phase.name == "load" or phase.wanted_rows for phase in stage.phases)
+        ]
         if not drawn:
             return False
         weights //= min(stage.config.rollout.tensor_parallel for stage in drawn)
@@ -109,16 +120,16 @@ def _team(plan: ClusterPlan) -> int:
     for team in (1 << power for power in range(1, 10)):
         if plan.num_gpus % team or (largest.num_heads and largest.num_heads % team):
             return 0
-        if COMPUTE_BYTES * largest.num_params / team <= TEAM_SHARE * plan.gpu.memory:
+        if _weight_bytes(plan) / team <= TEAM_SHARE * plan.gpu.memory:
             return team
     return 0
 
 
 def _no_team(plan: ClusterPlan) -> str:
     largest = _largest(plan)
-    weights = COMPUTE_BYTES * largest.num_params
+    weights = _weight_bytes(plan)
     parts = 2 ** math.ceil(math.log2(weights / (TEAM_SHARE * plan.gpu.memory)))
-    shares = 2 + 4 + 8 + 4  # parameters, masters, moments, gradients
+    shares = _compute_bytes(plan) + 4 + 8 + 4  # parameters, masters, moments, gradients
     shared = format_bytes(shares * largest.num_params / plan.num_gpus)
     return (
         f"every GPU holds the weights whole, {format_bytes(weights)}, since each samples on its own: it would not "

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
 from r1fast.adapters import adapted_layers, merged_weights
@@ -84,7 +84,7 @@ def export(run_dir: Path, stage: str, *, out: Path | None = None, dtype: torch.d
         raise ConfigError(f"{path} is there already and would be overwritten: give another --out DIR, or remove it")
     policy, origin, own_dtype = _policy_of(config, run_dir, stage)
     dtype = dtype or own_dtype
-    weights = {name: value.to(dtype) for name, value in merged_weights(policy.module).items()}
+    weights = _converted(merged_weights(policy.module), dtype)
     _set_generation(policy, config)
     policy.module.to(dtype)  # type: ignore[arg-type]  # what config.json says
     num_params = policy.module.num_parameters() - sum(_extra(layer) for layer in adapted_layers(policy.module).values())
@@ -93,6 +93,16 @@ def export(run_dir: Path, stage: str, *, out: Path | None = None, dtype: torch.d
         policy.tokenizer.save_pretrained(str(partial))
         check_checkpoint(partial)
     return Exported(path=path, origin=origin, num_params=num_params, dtype=dtype)
+
+
+def _converted(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights in another dtype; those that are tied stay so, and are written once."""
+    made: dict[Any, Tensor] = {}
+    keys = {name: (value.data_ptr(), value.shape, value.stride()) for name, value in weights.items()}
+    for name, value in weights.items():
+        if keys[name] not in made:
+            made[keys[name]] = value.to(dtype)
+    return {name: made[key] for name, key in keys.items()}
 
 
 def _check_stage(config: Config, stage: str) -> None:
@@ -109,11 +119,12 @@ def _check_stage(config: Config, stage: str) -> None:
 def _policy_of(config: Config, run_dir: Path, stage: str) -> tuple[Policy, str, torch.dtype]:
     """The stage's model in float32, which state that is, and the dtype that its checkpoint has or will have here."""
     directory, cpu = stage_directory(run_dir, stage), torch.device("cpu")
-    if (directory / "result.json").exists():
+    found = None if _is_finished(directory) else _newest(directory, stage)
+    if found is None:
         policy = load_model(_with_dtype(config, torch.float32), run_dir, stage, cpu)
         saved = read_json(directory / "checkpoint" / "config.json", f"the checkpoint of {stage}").get("dtype")
         return policy, "its checkpoint", DTYPES.get(str(saved), torch.float32)
-    step, trainer = _newest(directory, stage)
+    step, trainer = found
     dtype = compute_dtype(config, local_device(config))
     view = _with_dtype(config, dtype).for_stage(stage)  # adapters were trained on weights of this dtype
     policy = load_model(view, run_dir, START[stage], cpu, stage=stage)
@@ -135,19 +146,26 @@ def _with_dtype(config: Config, dtype: torch.dtype) -> Config:
     return replace(config, run=replace(config.run, dtype=name))
 
 
-def _newest(directory: Path, stage: str) -> tuple[int, dict[str, Any]]:
+def _is_finished(directory: Path) -> bool:
+    return (directory / "result.json").exists()
+
+
+def _newest(directory: Path, stage: str) -> tuple[int, dict[str, Any]] | None:
+    """Step and trainer of the newest whole state; None of a stage that has ended meanwhile and dropped its states."""
     warnings: list[str] = []
     for _ in range(ATTEMPTS):
-        found = StateFolder(directory, warnings.append).newest()
-        if found is None:
-            break
         try:
+            found = StateFolder(directory, warnings.append).newest()
+            if found is None:
+                break
             state = read_state(found[1])
         except FileNotFoundError:
             continue
         for warning in warnings:
             print(f"r1fast export: {warning}", file=sys.stderr)
         return found[0], state["trainer"]
+    if _is_finished(directory):
+        return None
     detail = f" ({'; '.join(warnings)})" if warnings else ""
     raise ConfigError(
         f"--stage {stage} is not finished and has no saved state{detail}: it saves one every run.save_every_steps "

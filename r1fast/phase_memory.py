@@ -64,7 +64,8 @@ class PhaseMemory:
 
     def rollout(self) -> Items:
         """Of sampling, in a stage that trains or in one that does not."""
-        held = dict(self.held()) if self.stage in RL_STAGES else {"parameters": self._policy_bytes}
+        trains = STAGES[self.stage] in ("rl", "sft")
+        held = dict(self.held()) if trains else {"parameters": self._policy_bytes}
         if self.config.optimizer.offload_while_generating and self.place.on_gpu:
             held.pop("moments", None)
             held.pop("masters", None)

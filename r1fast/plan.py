@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from r1fast.checks import STUDENT_STAGES
 from r1fast.config import RL_STAGES, STAGES, Config
 from r1fast.disk import format_bytes
 from r1fast.model_size import ModelSize
-from r1fast.phase_memory import Items, PhaseMemory, Place, total
+from r1fast.phase_memory import CACHES, Items, PhaseMemory, Place, total
 from r1fast.schedule import at, change_steps, values
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a stage does. Tokens are upper bounds; FLOPs and decode steps (one token a row) are expected."""
+    """What a stage does. Tokens are upper bounds; FLOPs and decode steps (one token a row) are expected.
+
+    `dev`: what its readings of dev draw, which is counted in but for samples, limit and rows.
+    """
 
     steps: int = 0
     samples: int = 0
@@ -51,6 +54,7 @@ class Work:
     limit: int = 0  # tokens of the longest completion
     rows: int = 0  # most sequences of a process's decode batch
     phases: tuple[tuple[str, Items], ...] = ()  # phase -> what it holds
+    dev: Work | None = None
 
     @property
     def memory(self) -> Items:
@@ -157,7 +161,7 @@ class _Planner:
             section = getattr(self.config, self.name)
             return self._sampling(section.prompts * section.samples_per_prompt, section.max_tokens, section.prompts)
         simple: dict[str, Callable[[], Work]] = {
-            "base": lambda: Work(phases=(("load", self._memory(0).loaded()),)),
+            "base": lambda: self._reading_dev(Work(phases=(("load", self._memory(0).loaded()),)), 1),
             "reward_models": self._reward_models,
             "evaluation": self._evaluation,
         }
@@ -184,17 +188,12 @@ class _Planner:
             rows = min(self.config.rollout.rows, math.ceil(a_rollout / self._num_engines))
             decode_steps += num_samples / self._num_engines / rows * limit * LENGTH_SHARE
             longest, most_rows = max(longest, limit), max(most_rows, rows)
-        if rl.dev_every_steps:
-            num_dev = (rl.steps // rl.dev_every_steps + 1) * rl.dev_problems
-            dev = self._sampling(num_dev, longest, num_dev)
-            generated, decode_flops = generated + dev.generated_tokens, decode_flops + dev.decode_flops
-            decode_steps += dev.decode_steps
         memory = self._memory(longest, most_rows)
         phases = [("rollout", memory.rollout())]
         if memory.num_scored:
             phases.append(("score", memory.score()))
         phases.append(("train", memory.train()))
-        return Work(
+        work = Work(
             steps=rl.steps,
             samples=samples,
             generated_tokens=generated,
@@ -206,6 +205,9 @@ class _Planner:
             rows=most_rows,
             phases=tuple(phases),
         )
+        if not rl.dev_every_steps:
+            return work
+        return self._reading_dev(work, 1 + math.ceil(rl.steps / rl.dev_every_steps))  # before the first, after the last
 
     def _sft(self, whole: Config) -> Work:
         source = "cold_start" if self.name == "sft_1" else "rejection"
@@ -213,7 +215,7 @@ class _Planner:
         sft = self.config.sft
         if source not in whole.pipeline.stages:  # from files alone, a micro-batch's tokens long at most
             limit = self.config.optimizer.micro_batch_tokens - self.prompt_tokens
-            return self._supervised(sft.steps, sft.steps * sft.batch_size, max(1, limit))
+            return self._tuned(sft.steps, max(1, limit))
         if source == "cold_start":
             limit, kept = made.cold_start.max_tokens, made.cold_start.max_kept
             kept = min(kept, made.cold_start.prompts * made.cold_start.max_per_prompt)
@@ -223,7 +225,12 @@ class _Planner:
             kept = math.ceil(made.rejection.prompts * per_prompt / (1 - made.rejection.general_share))
         kept = math.ceil(kept / (1 - sft.general_share))
         steps = sft.steps or max(1, round(kept * sft.epochs / sft.batch_size))
-        return self._supervised(steps, steps * sft.batch_size, limit)
+        return self._tuned(steps, limit)
+
+    def _tuned(self, steps: int, limit: int) -> Work:
+        sft = self.config.sft
+        work = self._supervised(steps, steps * sft.batch_size, limit)
+        return self._reading_dev(work, math.ceil(steps / sft.dev_every_steps)) if sft.dev_every_steps else work
 
     def _supervised(self, steps: int, sequences: int, limit: int, models: int = 1) -> Work:
         return Work(
@@ -253,6 +260,27 @@ class _Planner:
             limit=limit,
             rows=rows,
             phases=(("rollout", self._memory(limit, rows).rollout()),),
+        )
+
+    def _reading_dev(self, work: Work, num_readings: int) -> Work:
+        """A stage that reads dev so often: one sample of every problem, with the evaluation's limit."""
+        num_problems = self.config.rl.dev_problems
+        one = self._sampling(num_problems, self.config.evaluation.max_tokens, num_problems)
+        dev = replace(
+            one,
+            samples=num_readings * one.samples,
+            generated_tokens=num_readings * one.generated_tokens,
+            decode_flops=num_readings * one.decode_flops,
+            decode_steps=num_readings * one.decode_steps,
+            phases=(("dev", one.memory),),
+        )
+        return replace(
+            work,
+            generated_tokens=work.generated_tokens + dev.generated_tokens,
+            decode_flops=work.decode_flops + dev.decode_flops,
+            decode_steps=work.decode_steps + dev.decode_steps,
+            phases=_with_one_cache((*work.phases, *dev.phases)),
+            dev=dev,
         )
 
     def _evaluation(self) -> Work:
@@ -288,6 +316,14 @@ class _Planner:
     def _sequence_flops(self, limit: int) -> float:
         length = self.prompt_tokens + limit * LENGTH_SHARE
         return length * self.size.forward_flops(length)
+
+
+def _with_one_cache(phases: tuple[tuple[str, Items], ...]) -> tuple[tuple[str, Items], ...]:
+    """An engine's cache grows to the most that is asked of it, and keeps that."""
+    most = max((size for _, items in phases for name, size in items if name in CACHES), default=0)
+    return tuple(
+        (phase, tuple((name, most if name in CACHES else size) for name, size in items)) for phase, items in phases
+    )
 
 
 def probe_speed(device: torch.device, dtype: torch.dtype, *, duration_s: float = 0.2) -> Speed:

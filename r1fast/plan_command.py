@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from r1fast.cluster import (
@@ -19,7 +19,7 @@ from r1fast.cluster import (
     plan_cluster,
 )
 from r1fast.cluster_advice import advise
-from r1fast.config import ConfigError
+from r1fast.config import Config, ConfigError
 from r1fast.disk import format_bytes
 from r1fast.gpus import GPUS
 from r1fast.plan import LENGTH_SHARE, duration
@@ -33,7 +33,8 @@ USAGE = f"""usage: r1fast plan --recipe R [options of the recipe] [--gpu {"|".jo
 Without --gpu: steps, tokens, memory and time on this machine, as r1fast train --dry-run prints them.
 With --gpu: memory of each phase on one of N such GPUs, time, network, the largest micro-batch that fits, and what to
 change where something does not. Nothing is downloaded for the checkpoints that r1fast knows.
-Exit codes: 0 it fits, 2 bad input, 3 it does not fit or would not start."""
+Exit codes: 2 bad input, else without --gpu always 0, and with --gpu 0 where it fits, 3 where it does not fit or would
+not start."""
 DOES_NOT_FIT = 3
 # Column of the memory table -> the items in it; `rest` has what is in none.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -48,7 +49,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0, 2 for bad input, 3 for a plan that does not fit."""
+    """Exit code 0, 2 for bad input, 3 for a plan with `--gpu` that does not fit or would not start."""
     arguments = list(argv)
     if "--help" in arguments or "-h" in arguments:
         print(USAGE)
@@ -74,7 +75,6 @@ def _here(arguments: list[str]) -> int:
 def _there(arguments: list[str], gpu: str, num_gpus: str) -> int:
     from rich.console import Console
 
-    from r1fast.checks import check_processes
     from r1fast.options import parse
     from r1fast.start import model_sizes
 
@@ -83,16 +83,28 @@ def _there(arguments: list[str], gpu: str, num_gpus: str) -> int:
     if not num_gpus.isdecimal() or not int(num_gpus):
         raise ConfigError(f"--gpus {num_gpus} must be a whole number from 1")
     config = parse(arguments).config
-    try:
-        check_processes(config, int(num_gpus))
-        refused = []
-    except ConfigError as error:  # said with the plan: the numbers of a recipe that cannot start are of use, too
-        refused = [f"would not start: {error}"]
+    # said with the plan: the numbers of a recipe that cannot start are of use, too
+    refused = [f"would not start: {problem}" for problem in _refusals(config, int(num_gpus))]
     model, student = model_sizes(config)
     plan = plan_cluster(config, model, student, GPUS[gpu], int(num_gpus))
     advice = [*refused, *advise(plan, config, student)]
     print_cluster_plan(plan, advice, Console())
     return DOES_NOT_FIT if advice else 0
+
+
+def _refusals(config: Config, num_gpus: int) -> Iterator[str]:
+    """What the start would refuse on GPUs, as far as the configuration alone tells."""
+    from r1fast.checks import check_device, check_processes
+
+    checks: list[Callable[[], None]] = [
+        lambda: check_processes(config, num_gpus),
+        lambda: check_device(config, "cuda"),
+    ]
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            yield str(error)
 
 
 def print_cluster_plan(plan: ClusterPlan, advice: Sequence[str], console: Console) -> None:
@@ -104,7 +116,7 @@ def print_cluster_plan(plan: ClusterPlan, advice: Sequence[str], console: Consol
     console.print(f"plan: {sizes}, {plan.num_gpus} x {gpu.name} of {format_bytes(gpu.memory)}", style="bold")
     _print_work(plan, console)
     _print_memory(plan, console)
-    lines = (
+    lines: tuple[str, ...] = (
         "copies: reference, reward models, and beside ZeRO 3's shares the whole weights that rollouts need; optim.: "
         "float32 masters and AdamW's moments; activ.: what backward needs; logits: the fused head's chunk and its "
         "gradient; cache: keys and values of the rows, within half of what is free; rest: DeepSpeed's buckets, "
@@ -116,6 +128,9 @@ def print_cluster_plan(plan: ClusterPlan, advice: Sequence[str], console: Consol
         f"{NETWORK_SHARE:.0%} of a link's rate, nothing overlapped; rewards, loading, saving and waiting for the "
         "longest sample are not counted",
     )
+    if any(stage.config.run.dtype == "float32" for stage in plan.stages.values()):
+        text = "run.dtype = float32 counts in memory and network; times take bf16's rate, float32's products are slower"
+        lines = (*lines, text)
     for line in lines:
         console.print(line, style="dim", highlight=False)
     if not advice:

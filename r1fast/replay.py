@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from r1fast.step_dump import StepDump, read_dump
 from r1fast.trainer import Logprobs, Trainer, micro_batch_loss
 from r1fast.trainers import AnyTrainer, make_trainer
 
+Device = Literal["auto", "cpu", "cuda"]
 CLOSE = 1e-3  # relative; ranks add their gradients in another order
 
 
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: the step came out as it was recorded, 1: it did not, 2: bad input."""
     parser = argparse.ArgumentParser(prog="r1fast replay", description=__doc__)
     parser.add_argument("dump", type=Path, help="RUN/faults/replay-STAGE-STEP")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (the run's may be elsewhere)")
+    text = "auto: the run's, or the CPU where there is no GPU"
+    parser.add_argument("--device", choices=get_args(Device), default="auto", help=text)
     options = parser.parse_args(argv)
     try:
         with user_input():
@@ -65,11 +67,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def replay(dumps: list[StepDump], weights: dict[str, Any], config: Config, run_dir: Path, device: str) -> int:
-    """Print the step part by part, then run it whole, by the engine of the run; 0 where the result is the recorded."""
+def replay(dumps: list[StepDump], weights: dict[str, Any], config: Config, run_dir: Path, device: Device) -> int:
+    """Print the step part by part, then run it whole, by the engine of the run; 0 where the result is the recorded.
+
+    Raises ConfigError for a GPU that is not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: there is no GPU here; give --device cpu")
     dumps = dumps[:: config.distributed.sequence_parallel]  # a sequence group's processes all have its micro-batches
     first = dumps[0]
-    config = replace(config, run=replace(config.run, device="cpu" if device == "cpu" else config.run.device))
+    config = replace(config, run=replace(config.run, device=config.run.device if device == "auto" else device))
     where = local_device(config)
     logprobs = strict_logprobs if first.stage in RL_STAGES and config.rl.strict else None
     torch_config = replace(config, distributed=type(config.distributed)())

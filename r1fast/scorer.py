@@ -24,8 +24,8 @@ from r1fast.schedule import Schedule, at
 ModelReward = Callable[[Sequence[Rollout]], Sequence[float | Score]]
 
 # The rewards that judge an answer; the self-test requires 1 of them for the gold answer.
-_JUDGES = ("accuracy", "accuracy_in_format", "gym", "code", "code_partial")
-_CHECKED = (*_JUDGES, "accuracy_any")  # rewards of ours that verifiers may have to decide
+JUDGES = ("accuracy", "accuracy_in_format", "gym", "code", "code_partial")
+_CHECKED = (*JUDGES, "accuracy_any")  # rewards of ours that verifiers may have to decide
 _MIN_SCORES_TO_ABORT = 64
 
 
@@ -170,7 +170,7 @@ class Scorer:
         asked: dict[Check, Future[Score]] = {}
         found: list[tuple[Prompt, str, Score | Check]] = []
         for prompt in prompts:
-            names = [name for name in self._table(prompt) if name in _JUDGES]
+            names = [name for name in self._table(prompt) if name in JUDGES]
             for text in gold_responses(prompt):
                 # what the template opens is there already
                 rollout = written(prompt, text.removeprefix(prompt.metadata.get("response_prefix", "")))

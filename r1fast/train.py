@@ -76,7 +76,7 @@ def run_directory(invocation: Invocation) -> Path:
     """[run] dir, or runs/RECIPE."""
     config = invocation.config
     name = config.run.name or Path(invocation.recipe).name.removesuffix(".toml")
-    return Path(config.run.dir) if config.run.dir else Path("runs") / name
+    return Path(config.run.dir).expanduser() if config.run.dir else Path("runs") / name
 
 
 def _refuse(error: Exception, *, leads: bool = True) -> int:
@@ -89,19 +89,29 @@ def _refuse(error: Exception, *, leads: bool = True) -> int:
 def _dry_run(config: Config) -> int:
     from rich.console import Console
 
+    from r1fast.checks import check_device
+    from r1fast.context import local_device
     from r1fast.plan import print_plan
     from r1fast.preflight import check_backend
     from r1fast.start import plan_of
+    from r1fast.training_checks import check_offload
 
     try:
         plan = plan_of(config)
     except ConfigError as error:
         return _refuse(error)
     print_plan(plan, Console())
-    try:
-        check_backend(config, config.pipeline.stages)
-    except ValueError as error:  # a plan may be for other machines
-        print(f"r1fast: here it would not start: {error}", file=sys.stderr, flush=True)
+    stages, device = config.pipeline.stages, local_device(config).type
+    checks: list[Callable[[], None]] = [
+        lambda: check_offload(config, stages, device),
+        lambda: check_device(config, device),
+        lambda: check_backend(config, stages),
+    ]
+    for check in checks:
+        try:
+            check()
+        except ValueError as error:  # a plan may be for other machines
+            print(f"r1fast: here it would not start: {error}", file=sys.stderr, flush=True)
     return 0
 
 

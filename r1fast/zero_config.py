@@ -55,7 +55,8 @@ def deepspeed_options(config: DistributedConfig, dtype: str) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
     for key, place in (("offload_optimizer", config.offload_optimizer), ("offload_param", config.offload_parameters)):
         if place != "none":
-            zero[key] = {"device": place, **({"nvme_path": config.nvme_path} if place == "nvme" else {})}
+            path = {"nvme_path": str(Path(config.nvme_path).expanduser())} if place == "nvme" else {}
+            zero[key] = {"device": place, **path}
     options: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

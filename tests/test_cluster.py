@@ -142,3 +142,26 @@ def test_reward_models_send_gradients_and_where_moments_are_shared_out_weights(s
         train = phase(plan(size, config), "train", "reward_models")
         trained = size.num_params - 152064 * 3584 + 3584
         assert train.network == pytest.approx(train.steps * sent * 4 * trained * 7 / 8, rel=1e-6)
+
+
+def test_readings_of_dev_have_a_phase_with_their_own_limit(size: ModelSize) -> None:
+    words = ("--rl.steps", "10", "--stages.r1_zero.dev_every_steps", "5", "--rl.dev_problems", "64")
+    config = recipe(*zero(), *words, "--evaluation.max_tokens", "16384")
+    found = plan(size, config)
+    dev, rollout = phase(found, "dev"), phase(found, "rollout")
+    assert dev.tokens == 3 * 64 * 16384 / 2 and rollout.tokens == 10 * 512 * 8192 / 2
+    assert dev.wanted_rows == 8 and dev.time_s > 0
+    assert phase(found, "dev", "base").tokens == 64 * 16384 / 2
+    endless = plan(size, recipe(*zero(), *words, "--evaluation.max_tokens", "1000000"))
+    assert (phase(endless, "dev").rows, phase(endless, "rollout").rows) == (0, 32)
+    assert not phase(endless, "dev").fits(H100)
+
+
+def test_float32_takes_twice_the_bytes_of_bfloat16(size: ModelSize) -> None:
+    half, whole = (plan(size, recipe(*zero(3), "--run.dtype", dtype)) for dtype in ("auto", "float32"))
+    for name, item in (("rollout", "rollout copy"), ("rollout", "parameters"), ("train", "activations")):
+        small, large = (dict(phase(found, name).memory)[item] for found in (half, whole))
+        assert large == pytest.approx(2 * small, rel=0.35 if item == "activations" else 1e-9)
+    sent = [phase(found, "train").network / phase(found, "train").steps for found in (half, whole)]
+    assert sent[1] - sent[0] > 2 * size.num_params  # more is gathered; gradients are float32 in any case
+    assert phase(whole, "rollout").time_s > 1.5 * phase(half, "rollout").time_s

@@ -93,3 +93,9 @@ def test_latent_attention_cannot_be_sampled_and_experts_are_named() -> None:
     assert "latent attention (MLA)" in told[0] and "would not start" in told[0]
     told = advice(size_of("Qwen/Qwen3-30B-A3B"), recipe(*zero()), 64, GPUS["b200"])
     assert "experts" in told[0]
+
+
+def test_weights_in_float32_are_advised_on_as_such(size: ModelSize) -> None:
+    large = size_of("meta-llama/Llama-3.3-70B-Instruct")
+    told = advice(large, recipe(*zero(), "--run.dtype", "float32"), 2)
+    assert "every GPU holds the weights whole, 262.83 GiB" in told[-1]

@@ -61,6 +61,9 @@ def test_duplicates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["check", "none.jsonl"], "none.jsonl: cannot read"),
         (["check", "none.jsonl", "--fields", "{"], "--fields '{' is not JSON"),
+        (["check", "none.jsonl", "--fields", "[1]"], "--fields '[1]' is no table"),
+        (["check", "none.jsonl", "--fields", '"prompt"'], "--fields '\"prompt\"' is no table"),
+        (["check", "none.jsonl", "--fields", '{"prompt": 1}'], "data.fields.prompt = 1 must be a text"),
         (["check", "none.jsonl", "--preset", "gsm"], "data.preset = 'gsm' must be one of"),
         (["duplicates", "none.jsonl", "--near", "0"], "cannot read"),
     ],
@@ -68,3 +71,14 @@ def test_duplicates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_bad_input(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["/proc/nope/x", "{tmp}"])
+def test_a_report_that_cannot_be_written_is_said(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = place.format(tmp=tmp_path)
+    file = write_jsonl(tmp_path / "a.jsonl", plus_one(3))
+    assert main(["check", file, "--report", report]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("r1fast data: [Errno") and error.count("\n") == 1

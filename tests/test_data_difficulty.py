@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,15 @@ def test_the_histogram_tells_never_and_always_apart() -> None:
     assert {name: count for name, count in counts.items() if count} == filled
     assert sum(histogram(n / 16 for n in range(17)).values()) == 17
     assert bars([0.0] * 8 + [1.0]) == "0 █          ▁ 1" and bars([]) == "0 " + " " * 12 + " 1"
+
+
+def test_rates_may_lie_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = write_jsonl(tmp_path / "a.jsonl", plus_one(8))
+    rows = [json.dumps({"prompt": row["prompt"], "pass_rate": 1.0}) for row in plus_one(8)]
+    (tmp_path / "rates.jsonl").write_text("\n".join([*rows, ""]))
+    config = DataConfig(source="file", file=file, num_dev=2, num_held_out=2, pass_rates="~/rates.jsonl")
+    assert len(load_splits(config).prompts["train"]) == 4
 
 
 def test_prompts_are_chosen_by_their_rate(tmp_path: Path) -> None:

@@ -40,6 +40,34 @@ def test_rates_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         measure_difficulty(config, out, samples=0)
 
 
+def test_rates_of_another_model_or_sampling_are_not_passed_off_as_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = save_model(tmp_path / "model"), tmp_path / "rates.jsonl"
+    engine = ScriptedEngine(script)
+    monkeypatch.setattr(measure, "make_engine", lambda policy, config: engine)
+    config = tiny_config(model, rl__temperature=0.8)
+    measure_difficulty(config, out, samples=4, num_prompts=3)
+    row = json.loads(out.read_text().splitlines()[0])
+    assert (row["model"], row["samples"], row["temperature"]) == (str(config.model.path), 4, 0.8)
+    assert (row["top_p"], row["max_tokens"]) == (1.0, 12)
+    other = tiny_config(save_model(tmp_path / "other"), rl__temperature=0.8)
+    for view, samples, message in (
+        (config, 8, "line 1: its pass rate has samples = 4, and this measurement samples = 8; give another --out"),
+        (tiny_config(model, rl__temperature=0.3), 4, "temperature = 0.8, and this measurement temperature = 0.3"),
+        (tiny_config(model, rl__temperature=0.8, rl__top_p=0.5), 4, "this measurement top_p = 0.5"),
+        (tiny_config(model, rl__temperature=0.8, stages__r1_zero__max_tokens=7), 4, "this measurement max_tokens = 7"),
+        (other, 4, "this measurement model = "),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            measure_difficulty(view, out, samples=samples, num_prompts=3)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    out.write_text("".join(json.dumps({"prompt": row["prompt"], "pass_rate": 1.0}) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match="line 1: its pass rate has no model"):
+        measure_difficulty(config, out, samples=4, num_prompts=3)
+    assert len(engine.calls) == 1 and len(measure.read_pass_rates(out)) == 3
+
+
 @pytest.mark.parametrize(
     ("stages", "root", "instructed"),
     [("base,r1_zero", "base", True), ("sft_1,rl_1", "base", False), ("student_rl", "student", True)],

@@ -117,6 +117,36 @@ def test_a_finished_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert torch.equal(value, policy.module.state_dict()[name])
 
 
+def test_a_stage_that_ends_meanwhile_is_exported_from_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    config = open_run(run_dir)
+    policy, directory = save_state(config, run_dir, 1), stage_directory(run_dir, STAGE)
+    newest = StateFolder.newest
+
+    def ends(folder: StateFolder) -> Any:
+        policy.save(directory / "checkpoint")
+        write_json(directory / "result.json", {"wall_s": 1.0})
+        for path in (directory / "state").iterdir():
+            path.unlink()
+        return newest(folder)
+
+    monkeypatch.setattr(StateFolder, "newest", ends)
+    assert main([str(run_dir), "--stage", STAGE]) == 0
+    assert "its checkpoint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_tied_weights_are_written_once(dtype: str, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    policy = save_state(open_run(run_dir), run_dir, 1)
+    assert policy.module.config.tie_word_embeddings
+    assert main([str(run_dir), "--stage", STAGE, "--dtype", dtype]) == 0
+    found = weights_of(run_dir / "export" / STAGE)
+    assert sum(value.numel() for value in found.values()) == policy.module.num_parameters()
+
+
 def test_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*words: str) -> str:
         assert main(list(words)) == 2

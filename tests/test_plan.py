@@ -55,7 +55,34 @@ def test_dev_evaluations_are_counted() -> None:
     without = stages(parse([*THIRTY_STEPS, "--rl.dev_every_steps", "0"]).config)["r1_zero"].work
     argv = [*THIRTY_STEPS, "--rl.dev_every_steps", "10", "--rl.dev_problems", "100"]
     with_dev = stages(parse(argv).config)["r1_zero"].work
-    assert with_dev.generated_tokens - without.generated_tokens == 4 * 100 * 64  # before, and after 10, 20, 30 steps
+    limit = parse(argv).config.evaluation.max_tokens
+    assert with_dev.generated_tokens - without.generated_tokens == 4 * 100 * limit  # before, and after 10, 20, 30 steps
+    argv[argv.index("10")] = "20"
+    dev = stages(parse(argv).config)["r1_zero"].work.dev
+    assert dev is not None and dev.samples == 300  # before, after 20, and after the last
+
+
+def test_dev_is_read_at_the_limit_of_the_evaluation() -> None:
+    argv = [*THIRTY_STEPS, "--rl.dev_every_steps", "10", "--rl.dev_problems", "100"]
+    longer = [*argv, "--stages.r1_zero.evaluation.max_tokens", "4096"]
+    short, long = (stages(parse(words).config, prompt_tokens=0)["r1_zero"] for words in (argv, longer))
+    assert long.work.dev is not None and long.work.dev.generated_tokens == 4 * 100 * 4096
+    assert long.work.limit == short.work.limit == 64
+    row_bytes = 4096 * 2 * 4 * 64 * 4
+    for phase in ("rollout", "train", "dev"):  # the cache stays
+        assert phases(long)[phase]["KV cache"] == 100 * row_bytes > phases(short)[phase]["KV cache"]
+    assert long.peak_bytes > short.peak_bytes and long.time_s > short.time_s
+
+
+def test_the_base_model_and_supervised_stages_read_dev() -> None:
+    config = parse(["--sft.dev_every_steps", "50", "--stages.sft_2.steps", "120", "--rl.dev_problems", "20"]).config
+    found, limit = stages(config), config.for_stage("sft_2").evaluation.max_tokens
+    assert found["sft_2"].work.generated_tokens == 3 * 20 * limit  # after 50, 100 and 120 steps
+    dev = phases(found["sft_2"])["dev"]
+    assert dev["moments"] == 8 * TEACHER.num_params and dev["KV cache"] > 0
+    assert found["base"].work.generated_tokens == 20 * config.for_stage("base").evaluation.max_tokens
+    assert list(phases(found["base"])) == ["load", "dev"] and found["base"].time_s > 0
+    assert list(phases(stages(parse(["--sft.dev_every_steps", "0"]).config)["sft_2"])) == ["train"]
 
 
 def test_supervised_stages_take_steps_or_epochs() -> None:
@@ -82,7 +109,7 @@ def phases(stage: StagePlan) -> dict[str, dict[str, int]]:
 def test_memory_follows_the_options() -> None:
     plain = phases(stages(parse([]).config)["r1_zero"])
     params = TEACHER.num_params
-    assert list(plain) == ["rollout", "score", "train"]
+    assert list(plain) == ["rollout", "score", "train", "dev"]
     train = plain["train"]
     assert (train["parameters"], train["gradients"], train["moments"]) == (4 * params, 4 * params, 8 * params)
     assert train["reference"] == 4 * params

@@ -65,6 +65,26 @@ def test_a_recipe_that_cannot_start_is_planned_and_says_why(capsys: pytest.Captu
         assert words in shown
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--rl.strict true --rollout.draft_tokens 0", "strict = true holds on the CPU"),
+        ("--optimizer.name deepspeed_cpu --distributed.engine deepspeed", "'deepspeed_cpu' updates masters"),
+    ],
+)
+def test_what_a_gpu_would_refuse_is_said(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = ["--recipe", "r1-zero-qwen2.5-1.5b-gsm8k", *words.split()]
+    assert main([*recipe, "--gpu", "h100"]) == DOES_NOT_FIT
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "would not start: " in shown and message in shown and "fits: every phase" not in shown
+
+
+def test_what_this_machine_would_refuse_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--recipe", "smoke", "--run.device", "cpu", "--optimizer.offload_activations", "true"]
+    assert main(words) == 0
+    assert "here it would not start: optimizer.offload_activations = true" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def qwen() -> ClusterPlan:
     config = parse(["--recipe", "r1-qwen2.5-7b"]).config

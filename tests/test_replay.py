@@ -7,6 +7,7 @@ import multiprocessing
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tiny_model import random_sequences
 from tiny_run import open_context, save_model, tiny_config, without_times
 
 from r1fast import replay
-from r1fast.config import Config
+from r1fast.config import Config, ConfigError
 from r1fast.distributed_config import DistributedConfig
 from r1fast.metrics import read_metrics
 from r1fast.packing import pack
@@ -150,6 +151,34 @@ def test_a_replay_gives_the_very_loss_and_gradient(
     weights["masters"][0] += 0.1
     assert replay.replay(dumps, weights, config.for_stage("r1_zero"), tmp_path, "cpu") == 1
     assert "NOT reproduced" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("of_run", "asked", "found"),
+    [("cpu", "cuda", "cuda"), ("cpu", "auto", "cpu"), ("cuda", "cpu", "cpu"), ("auto", "auto", "cuda")],
+)
+def test_the_device_that_is_asked_for_is_taken(
+    of_run: str, asked: replay.Device, found: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Found(Exception):
+        """Where the replay would be."""
+
+    def trainer(*arguments: Any) -> None:
+        raise Found(arguments[4].type)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(replay, "_trainer", trainer)
+    dumps: Any = [SimpleNamespace(stage="r1_zero")]
+    with pytest.raises(Found, match=found):
+        replay.replay(dumps, {}, config_of(model, run__device=of_run).for_stage("r1_zero"), tmp_path, asked)
+
+
+def test_a_device_that_is_not_there_is_refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="--device cuda: there is no GPU here"):
+        replay.replay([], {}, config_of(model), tmp_path, "cuda")
+    with pytest.raises(SystemExit):
+        replay.main([str(tmp_path), "--device", "gpu"])
 
 
 def _by_deepspeed(directory: Path) -> None:

@@ -67,6 +67,18 @@ def test_bad_golds_are_listed_and_fail_above_a_share(tmp_path: Path, capsys: pyt
     assert "  and 1 more (--show N)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("names", ["format", "format,language", "accuracy_any", "accuracy_in_format"])
+def test_bad_golds_fail_whatever_rewards_are_asked_for(
+    names: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_rows(tmp_path / "data.jsonl", [*ROWS, {"prompt": "four", "answer": "no \\frac{"}])
+    assert main(["check", str(data), "--rewards", names]) == 1
+    shown = capsys.readouterr().out
+    judge = names if names == "accuracy_in_format" else "accuracy"
+    assert list(table(shown)) == [judge, "verifier"]
+    assert shown.endswith("FAIL: 1 of 4 do not score 1 (allowed 0.0%)\n")
+
+
 def test_a_gold_that_its_verifier_rejects_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same text scores 1 unread, so that only asking the verifier itself shows that no other text ever will."""
     entry = json.dumps(reasoning_gym.create_dataset("countdown", size=1, seed=0)[0])

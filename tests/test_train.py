@@ -80,6 +80,7 @@ def test_run_directory() -> None:
     assert run_directory(parse(["--recipe", "smoke"])) == Path("runs/smoke")
     assert run_directory(parse(["--recipe", "smoke", "--run", "/x/y"])) == Path("/x/y")
     assert run_directory(parse(["--recipe", "smoke", "--run.name", "mine"])) == Path("runs/mine")
+    assert run_directory(parse(["--recipe", "smoke", "--run=~/mine"])) == Path.home() / "mine"
 
 
 def test_a_failure_is_not_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ def test_offload_names_its_place() -> None:
     zero = deepspeed_options(config, "float32")["zero_optimization"]
     assert zero["offload_optimizer"] == {"device": "nvme", "nvme_path": "/disk"}
     assert zero["offload_param"] == {"device": "cpu"}
+    at_home = deepspeed_options(replace(config, nvme_path="~/disk"), "float32")["zero_optimization"]
+    assert at_home["offload_optimizer"]["nvme_path"] == str(Path.home() / "disk")
 
 
 @pytest.mark.parametrize(

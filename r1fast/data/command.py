@@ -26,17 +26,17 @@ SHOWN = 5  # examples that are printed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print what was found, write it whole to --report, and what is left to --out; 2 for input that cannot be read."""
+    """Print what was found, write it whole to --report, and what is left to --out; 2 for files that cannot be."""
     options = _parser().parse_args(argv)
     try:
         report = COMMANDS[options.command](options)
+        if options.report:
+            with atomic_file(options.report) as file:
+                json.dump(report, file, ensure_ascii=False, indent=1)
+            print(f"report: {options.report}")
     except (ConfigError, ValueError, OSError) as error:
         print(f"r1fast data: {error}", file=sys.stderr)
         return BAD_INPUT
-    if options.report:
-        with atomic_file(options.report) as file:
-            json.dump(report, file, ensure_ascii=False, indent=1)
-        print(f"report: {options.report}")
     return 0
 
 
@@ -76,6 +76,8 @@ def _open(options: argparse.Namespace) -> tuple[Prompts, dict[str, Any]]:
         fields = json.loads(options.fields)
     except json.JSONDecodeError as error:
         raise ValueError(f"--fields {options.fields!r} is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f'--fields {options.fields!r} is no table: write {{"prompt": "COLUMN"}}')
     config = DataConfig(source="file", file=options.file, preset=options.preset, fields=fields)
     file = options.file or preset_of(config).file
     prompts, found = open_prompts(file, reading_of(config), "skip" if options.skip else "error")

@@ -203,7 +203,7 @@ def _apart(config: DataConfig, splits: Splits) -> Sequence[Prompt]:
 
 def _of_difficulty(config: DataConfig, splits: Splits) -> Sequence[Prompt]:
     """The training prompts whose pass rate is known and within the bounds."""
-    rates, training = read_pass_rates(Path(config.pass_rates)), splits.prompts["train"]
+    rates, training = read_pass_rates(Path(config.pass_rates).expanduser()), splits.prompts["train"]
     own = [rates.get(question_key(prompt.text)) for prompt in training]
     known = [rate for rate in own if rate is not None]
     keep = np.array([rate is not None and config.min_pass_rate <= rate <= config.max_pass_rate for rate in own], bool)

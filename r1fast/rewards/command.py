@@ -21,11 +21,11 @@ from r1fast.rewards import REWARDS
 from r1fast.rewards.check_data import VERIFIER, Verdict, gold_verdicts, read_samples, sample_verdicts
 from r1fast.rewards.score import ERRORS, Outcome
 from r1fast.rewards.verifiers import VerifierPool
-from r1fast.scorer import Scorer
+from r1fast.scorer import JUDGES, Scorer
 from r1fast.templates import RESPONSE_PREFIX
 
 FAILED, BAD_INPUT = 1, 2
-GOLD_REWARDS = ("accuracy",)
+GOLD_REWARDS = ("accuracy",)  # where no other that judges answers is asked for
 SAMPLE_REWARDS = ("accuracy", "accuracy_any", "format")
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check_golds(prompts: Sequence[Prompt], options: argparse.Namespace) -> bool:
     start = time.perf_counter()
-    scorer = _scorer(prompts, GOLD_REWARDS, options)
+    scorer = _scorer(prompts, GOLD_REWARDS, options, judging=True)
     pool = VerifierPool(num_workers=options.workers, timeout_s=options.timeout_s)
     try:
         verdicts = gold_verdicts(prompts, scorer, pool)
@@ -123,12 +123,16 @@ def _check_samples(prompts: Sequence[Prompt], options: argparse.Namespace) -> bo
     return passed
 
 
-def _scorer(prompts: Iterable[Prompt], default: Sequence[str], options: argparse.Namespace) -> Scorer:
+def _scorer(
+    prompts: Iterable[Prompt], default: Sequence[str], options: argparse.Namespace, *, judging: bool = False
+) -> Scorer:
+    """For the rewards that are asked for; `judging`: with the default beside such as judge no answer."""
     names = options.rewards.split(",") if options.rewards else default
     weights = {}
     for prompt in prompts:
         own = ("gym",) if "gym_entry" in prompt.metadata else ()
-        weights[prompt.kind] = dict.fromkeys((*names, *own), 1.0)
+        further = default if judging and not {*names, *own}.intersection(JUDGES) else ()
+        weights[prompt.kind] = dict.fromkeys((*names, *own, *further), 1.0)
     return Scorer(weights, num_workers=options.workers, timeout_s=options.timeout_s)
 
 

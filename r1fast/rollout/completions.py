@@ -80,7 +80,8 @@ class Completions:
         size = self.call.group_size
         samples = range(prompt_index * size, (prompt_index + 1) * size)
         ended = [(sample, self.ended.pop(sample)) for sample in samples]
-        return [self._shown.pop(sample, None) or self._rollout(sample, part) for sample, part in ended]
+        shown = self._shown
+        return [shown.pop(sample) if sample in shown else self._rollout(sample, part) for sample, part in ended]
 
     def _rollout(self, sample: int, ended: Ended) -> Rollout:
         prompt_index, index = divmod(sample, self.call.group_size)
