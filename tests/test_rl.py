@@ -1,17 +1,18 @@
-"""The GRPO loop on a random two-layer model: what a step trains on, refills, off-policy updates, exact resume."""
+"""The GRPO loop on a random two-layer model: what a step trains on, off-policy updates, exact resume."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_run import ScriptedEngine, math_prompt, open_context, save_model, scored, tiny_config, without_times
+from rl_run import loop, rl_config, text_of
+from tiny_run import ScriptedEngine, math_prompt, open_context, save_model, scored, without_times
 
 from r1fast.checkpoint import read_state
 from r1fast.config import Config
@@ -22,38 +23,13 @@ from r1fast.reference import CopiedReference
 from r1fast.rollout.engine import RolloutEngine
 from r1fast.stages import rl
 from r1fast.stages.minibatches import as_sequence
-from r1fast.stages.rl import MAX_REFILLS, RLLoop, run_rl, with_variance
+from r1fast.stages.rl import RLLoop, run_rl, with_variance
 from r1fast.stop import Stopped
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"))
-
-
-def rl_config(model: Path, **options: Any) -> Config:
-    """A random model is never right; the share of words in the question's language gives it something to learn."""
-    config = tiny_config(
-        model,
-        **{
-            "stages__r1_zero__steps": 4,
-            "rl__lr": 1e-2,
-            "rl__dev_every_steps": 2,
-            "rl__dev_problems": 2,
-            "rl__reference_refresh_steps": 3,
-            "rewards__math__language_any": 1.0,
-            "data__num_train": 64,
-            "run__save_every_steps": 2,
-            **options,
-        },
-    )
-    return config
-
-
-def loop(config: Config, directory: Path) -> RLLoop:
-    looped = RLLoop(open_context(config, directory), "r1_zero")
-    looped.context.console.stage_start("r1_zero", 4)
-    return looped
 
 
 # options, the step at which the process is killed, the step whose state is there: what follows it is repeated
@@ -63,10 +39,6 @@ RESUMED: dict[str, tuple[dict[str, Any], int, int]] = {
     "two updates a rollout": ({"rl__updates_per_rollout": 2, "run__save_every_steps": 1}, 2, 2),
     "bfloat16 with masters": ({"run__dtype": "bfloat16"}, 3, 2),
 }
-
-
-def text_of(prompt: Prompt, number: int) -> str:
-    return f"<think> first </think> <answer> {prompt.answer if number % 2 else 'none'} </answer>"
 
 
 def test_a_group_has_the_advantages_of_grpo(model: Path, tmp_path: Path) -> None:
@@ -104,53 +76,6 @@ def test_groups_with_variance_are_kept_whole() -> None:
     items = with_advantages(1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.5, -0.5, 0.0)
     kept = with_variance(items, 3)
     assert [item.rollout.prompt.id for item in kept] == ["0", "1", "2", "6", "7", "8"]
-
-
-@pytest.mark.parametrize("share", [0.5, 0.0])
-def test_refill_replaces_groups_without_variance(model: Path, tmp_path: Path, share: float) -> None:
-    looped = loop(rl_config(model, rl__zero_variance="refill", rewards__math__language_any=0.0), tmp_path)
-    ids = [prompt.id for prompt in looped.context.source.prompts("train")]
-    useful = {name for name in ids if ids.index(name) % 2 < 2 * share}
-    engine = ScriptedEngine(lambda prompt, n: text_of(prompt, n if prompt.id in useful else 0))
-    looped.engine = engine  # type: ignore[assignment]
-    found, drawn = looped._collect()
-    asked = [len(ids) for ids, _, _ in engine.calls]
-    assert asked[0] == 4 and looped.cursor == sum(asked) and len(drawn) == 4 * sum(asked)
-    if not share:
-        assert asked == [4] * MAX_REFILLS
-        assert len(found) == 16 and not any(item.advantage for item in found)  # the last round: the KL still acts
-        return
-    groups = [found[start : start + 4] for start in range(0, len(found), 4)]
-    assert len(groups) == 4 or len(asked) == MAX_REFILLS
-    kept = 0
-    for round_ids, _, _ in engine.calls:
-        assert len(round_ids) == 4 - kept
-        kept += len(useful & set(round_ids))
-    assert len(groups) == kept
-    assert all(len({item.rollout.prompt.id for item in group}) == 1 for group in groups)
-
-
-def test_a_refilled_step_logs_all_that_was_drawn(model: Path, tmp_path: Path) -> None:
-    """Its groups without variance, too: of the others alone the mean reward need not rise when the policy improves."""
-    config = rl_config(model, rl__zero_variance="refill", rewards__math__language_any=0.0, rl__dev_every_steps=0)
-    looped = loop(config, tmp_path)
-    useful = {prompt.id for prompt in looped.context.source.prompts("train")[::4]}
-    engine = ScriptedEngine(lambda prompt, n: text_of(prompt, n if prompt.id in useful else 1))
-    looped.engine = engine  # type: ignore[assignment]
-    looped._rollout_and_update()
-    (line,) = ({key.removeprefix("r1_zero/"): value for key, value in x.items()} for x in read_metrics(tmp_path))
-    ids = [name for names, *_ in engine.calls for name in names]
-    without = len(set(ids) - useful)
-    assert line["zero_variance"] == pytest.approx(without / len(ids)) and 0 < without < len(ids)
-    assert line["reward"] == pytest.approx(line["accuracy"] + 0.2 * line["format"])
-    assert line["accuracy"] == pytest.approx(1 - 0.5 * (1 - line["zero_variance"]))
-
-
-def test_a_small_rollout_has_fewer_updates(model: Path, tmp_path: Path) -> None:
-    options = {"rl__prompts_per_step": 1, "rl__updates_per_rollout": 16, "data__num_train": 1, "rl__steps": 40}
-    looped = loop(rl_config(model, **options), tmp_path)
-    looped._rollout_and_update()
-    assert looped.step == 4
 
 
 @pytest.mark.parametrize(("updates", "count"), [(1, 8), (2, 8), (3, 8), (4, 9), (4, 6)])
@@ -388,34 +313,3 @@ def test_the_reference_is_refreshed(model: Path, tmp_path: Path) -> None:
     assert same(start, looped.reference.policy.module.state_dict())
     looped._rollout_and_update()
     assert same(looped.policy.module.state_dict(), looped.reference.policy.module.state_dict())
-
-
-def test_general_prompts_come_beside_the_others(model: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {f"rewards__{kind}__format": 1.0 for kind in ("general", "harmful")}
-    config = rl_config(model, **options)
-    rl_section = replace(config.rl, general_prompts_per_step=((0, 0), (1, 3)), steps=2)
-    looped = RLLoop(open_context(replace(config, rl=rl_section, stages={}), tmp_path), "r1_zero")
-    engine = ScriptedEngine(text_of)
-    looped.engine = engine  # type: ignore[assignment]
-    looped._collect()
-    looped.step = 1
-    looped._collect()
-    kinds: list[Sequence[str]] = [[name.split("-")[0] for name in ids] for ids, _, _ in engine.calls]
-    assert kinds == [["math"] * 4, ["math"] * 4 + ["general"] * 3]
-    assert (looped.cursor, looped.general_cursor) == (8, 3)
-
-
-@pytest.mark.parametrize("variance", ["keep", "refill"])
-def test_general_prompts_alone_draw_anew_and_stay_alone(model: Path, tmp_path: Path, variance: str) -> None:
-    options: dict[str, Any] = {f"rewards__{kind}__format": 1.0 for kind in ("general", "harmful")}
-    config = rl_config(model, rl__zero_variance=variance, **options)
-    rl_section = replace(config.rl, prompts_per_step=0, general_prompts_per_step=2)
-    looped = RLLoop(open_context(replace(config, rl=rl_section, stages={}), tmp_path), "r1_zero")
-    engine = ScriptedEngine(lambda prompt, n: text_of(prompt, 1))
-    looped.engine = engine  # type: ignore[assignment]
-    looped._collect()
-    looped._collect()
-    assert len(engine.calls) == (2 if variance == "keep" else 2 * MAX_REFILLS)
-    assert {name.split("-")[0] for ids, *_ in engine.calls for name in ids} <= {"general", "harmful"}
-    visits = [sampling.visit for *_, sampling in engine.calls]
-    assert len(set(visits)) == len(visits)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_rl import loop, rl_config, same
+from rl_run import loop, rl_config
+from test_rl import same
 from tiny_run import save_model, without_times
 
 from r1fast.metrics import read_metrics
