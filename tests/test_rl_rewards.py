@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rl_run import text_of
 from tiny_run import ScriptedEngine, open_context, save_model, tiny_config
 
 from r1fast.config import Config
 from r1fast.context import RunContext
-from r1fast.records import Prompt
 from r1fast.scorer import ModelReward
 from r1fast.stages import rl
 from r1fast.stages.rl import RLLoop
@@ -28,12 +28,9 @@ def loop(config: Config, directory: Path) -> RLLoop:
     return looped
 
 
-def text_of(prompt: Prompt, number: int) -> str:
-    return f"<think> first </think> <answer> {prompt.answer if number % 2 else 'none'} </answer>"
-
-
 def parts(looped: RLLoop) -> set[str]:
-    return set(looped._collect()[0].parts)
+    (first, *_), _ = looped._collect()
+    return set(first.parts)
 
 
 def test_what_weighs_nothing_is_not_loaded(model: Path, tmp_path: Path) -> None:

@@ -167,6 +167,7 @@ class Server:
     def _read(self) -> dict[str, Any] | None:
         parts = [self._unread]
         while b"\n" not in parts[-1]:
+            self._await_input()
             received = os.read(0, 1 << 20)
             if not received:
                 return None
@@ -174,6 +175,14 @@ class Server:
         line, _, self._unread = b"".join(parts).partition(b"\n")
         request: dict[str, Any] = json.loads(line)
         return request
+
+    def _await_input(self) -> None:
+        """Until there is something to read. A signal just before it ends this wait, too; a read would go on."""
+        poller = select.poll()
+        for descriptor in (0, self._woken):
+            poller.register(descriptor, select.POLLIN)
+        while all(descriptor != 0 for descriptor, _ in poller.poll()):
+            os.read(self._woken, 4096)
 
     def _say(self, answer: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):  # the other end is gone: the next read ends the loop
