@@ -45,16 +45,8 @@ def options(model: str, data: Path, steps: int, threads: int, dtype: str) -> lis
         "--rl.zero_variance",
         "keep",
     ]  # groups are learned from, right or not
-    run = [
-        "--run.threads",
-        str(threads),
-        "--run.dtype",
-        dtype,
-        "--run.tensorboard",
-        "false",
-        "--run.save_every_steps",
-        "0",
-    ]
+    run = ["--run.threads", str(threads), "--run.dtype", dtype]
+    run += ["--run.tensorboard", "false", "--run.save_every_steps", "0"]
     return [*recipe, "--data", str(data), *sizes, *stage, *rewards, *run]
 
 

@@ -4,7 +4,6 @@ Base, R1-Zero and evaluation of the recipe `tiny`, seed 0; the time of a step's 
 and of the evaluation, from its metrics. CHECKOUT is another one of this repository, in which the same is run in turn:
 
     git worktree add --detach /tmp/before dd9e0cb      # the last one without the paged engine
-    (cd /tmp/before && python setup.py build_ext --inplace)
     python -m bench.tiny_generation --against /tmp/before --rounds 2
 """
 
@@ -52,7 +51,7 @@ def seconds(lines: list[dict[str, Any]]) -> dict[str, float]:
 def main() -> None:
     """Run the rounds, print every part, and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="the one before, built")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="the one before")
     parser.add_argument("--rounds", type=int, default=1, help="of each, in turn")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     asked = parser.parse_args()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 # Before torch is imported: the tests' tensors are tiny, and idle OpenMP threads that spin slow everything else.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A rollout of the recipes takes two; beside other tests that spin it took twenty times as long.
+# A rollout of the recipes takes two: beside other tests, one that spins keeps the other from its turn.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
