@@ -221,13 +221,13 @@ class RLLoop:
             self.context.ranks.pulse.safe.withdraw()  # the update before may have been skipped
             self.reference.refresh(self.policy)
         update_s = time.perf_counter() - start
-        drawn = self.context.ranks.reduce(sums)
-        values = {**ratios(drawn), **ratios(update_sums), "lr": rate, **self.guard.figures()}
+        all_sums = self.context.ranks.reduce(sums)
+        values = {**ratios(all_sums), **ratios(update_sums), "lr": rate, **self.guard.figures()}
         values |= {**minibatch.figures, **times, "time/update_s": update_s, "time/save_s": self.progress.take_save_s()}
         if "logp_gap_max" in values:
             values["rollout_ratio_max"] = max_ratio(values["logp_gap_max"])
         if "length" in values:
-            values["time/tokens_per_s"] = drawn["length_sum"] / times["time/rollout_s"]
+            values["time/tokens_per_s"] = all_sums["length_sum"] / times["time/rollout_s"]
         if rl.dev_every_steps and (self.step % rl.dev_every_steps == 0 or self.step == rl.steps):
             values |= self._dev_evaluation()
             values |= self.best.offer(self.step, self.last_dev, self.policy.saver)
